@@ -1,0 +1,1 @@
+//! Bulkhead's API: the requests that the command line and the daemon share.

@@ -1,0 +1,1 @@
+//! Bulkhead's engine: containers, their state on disk, and the machines they run in.

@@ -1,0 +1,1 @@
+//! Bulkhead's image store: OCI references, registries, layers, and EROFS rootfs disks.

@@ -1,0 +1,1 @@
+//! Bulkhead's end-to-end tests and benches: real machines, real images.

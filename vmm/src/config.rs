@@ -1,0 +1,232 @@
+//! The description of one machine, as the supervisor sends it over the control socket.
+//!
+//! The VMM opens no path: wherever a file or socket is needed, the configuration holds an [`Fd`], an index into
+//! the descriptors that travelled with the message. All sizes are bounded here, before anything is created.
+
+use serde::{Deserialize, Serialize};
+
+/// Most bytes of one disk: 16 TiB, ext4's own limit with 4 KiB blocks.
+pub const MAX_DISK_BYTES: u64 = 16 << 40;
+/// Most extents of one disk: the metadata and 127 layers of an image, and room to spare.
+pub const MAX_EXTENTS: usize = 1024;
+/// Most block devices of one machine.
+pub const MAX_DISKS: usize = 16;
+/// Most vCPUs of one machine.
+pub const MAX_VCPUS: u8 = 32;
+/// Least guest memory in MiB: below it the guest kernel does not reach the agent.
+pub const MIN_MEMORY_MIB: u32 = 32;
+/// Most guest memory in MiB (1 TiB).
+pub const MAX_MEMORY_MIB: u32 = 1 << 20;
+/// Longest kernel command line that a configuration may append, in bytes.
+pub const MAX_CMDLINE: usize = 1024;
+/// Size of a disk sector in bytes (virtio 1.2 section 5.2: always 512, whatever the block size).
+pub const SECTOR_SIZE: u64 = 512;
+
+/// Index of a descriptor in the list that travelled with the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Fd(pub u32);
+
+/// What executes guest instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// /dev/kvm, with our devices over virtio-mmio.
+    Kvm,
+    /// User Mode Linux, with our devices over vhost-user.
+    Uml,
+}
+
+impl Accelerator {
+    /// The name on command lines and in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Uml => "uml",
+        }
+    }
+}
+
+/// A machine: what to boot and which devices it has.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// Executes the guest's instructions.
+    pub accelerator: Accelerator,
+    /// Guest RAM in MiB, [`MIN_MEMORY_MIB`] to [`MAX_MEMORY_MIB`].
+    pub memory_mib: u32,
+    /// Number of vCPUs, 1 to [`MAX_VCPUS`]; `uml` has exactly one.
+    pub vcpus: u8,
+    /// The guest kernel: an ELF vmlinux for `kvm`, the static ARCH=um program for `uml`; open for reading.
+    pub kernel: Fd,
+    /// Uncompressed cpio archive that holds the agent as `/init`; open for reading.
+    pub initramfs: Fd,
+    /// Appended to the command line that the accelerator builds, at most [`MAX_CMDLINE`] bytes of printable ASCII.
+    pub cmdline: String,
+    /// The /dev/kvm descriptor; required for `kvm`, refused for `uml`.
+    pub kvm: Option<Fd>,
+    /// Block devices, in the order in which the guest names them (vda, vdb, ...).
+    pub disks: Vec<DiskConfig>,
+    /// The agent's channel.
+    pub vsock: Option<VsockConfig>,
+}
+
+/// One virtio block device made of extents, in order, without gaps.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// The device refuses writes; the descriptors must have been opened O_RDONLY.
+    pub read_only: bool,
+    /// The disk's content: extents one after another, each a multiple of [`SECTOR_SIZE`].
+    pub extents: Vec<ExtentConfig>,
+}
+
+/// A run of bytes of one file.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExtentConfig {
+    /// The file (raw content; no disk format is ever parsed).
+    pub file: Fd,
+    /// Byte offset in the file, a multiple of [`SECTOR_SIZE`].
+    pub offset: u64,
+    /// Length in bytes, a multiple of [`SECTOR_SIZE`]. What lies beyond the end of the file reads as zeroes.
+    pub length: u64,
+}
+
+/// The virtio vsock device, bridged to unix sockets.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's context id, at least 3.
+    pub guest_cid: u32,
+    /// A listening stream socket. Whoever connects writes `CONNECT <port>\n` and reads `OK <host port>\n`, as with Firecracker;
+    /// from then on the connection is bridged to the guest's listener on that port.
+    pub listener: Option<Fd>,
+    /// Guest connections to the host (CID 2): each port is served once, by a stream socket that is already connected.
+    pub ports: Vec<VsockPort>,
+}
+
+/// A host port that the guest may connect to, once.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockPort {
+    /// The port number that the guest connects to.
+    pub port: u32,
+    /// The connected unix stream socket behind it.
+    pub socket: Fd,
+}
+
+/// Why a configuration is refused. The text is shown to people as it is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// See the message.
+    #[error("guest memory of {0} MiB is not between {MIN_MEMORY_MIB} and {MAX_MEMORY_MIB} MiB")]
+    Memory(u32),
+    /// See the message.
+    #[error("{0} vCPUs: a machine has 1 to {MAX_VCPUS}")]
+    Vcpus(u8),
+    /// See the message.
+    #[error("{0} vCPUs: the uml accelerator has exactly one")]
+    UmlVcpus(u8),
+    /// See the message.
+    #[error("the kernel command line is longer than {MAX_CMDLINE} bytes or not printable ASCII")]
+    Cmdline,
+    /// See the message.
+    #[error("{0} disks: a machine has at most {MAX_DISKS}")]
+    Disks(usize),
+    /// See the message.
+    #[error("disk {disk}: {count} extents: a disk has 1 to {MAX_EXTENTS}")]
+    Extents {
+        /// Position of the disk.
+        disk: usize,
+        /// Number of extents it was given.
+        count: usize,
+    },
+    /// See the message.
+    #[error("disk {disk}: extent {extent} is not a whole number of {SECTOR_SIZE}-byte sectors, or is too large")]
+    Extent {
+        /// Position of the disk.
+        disk: usize,
+        /// Position of the extent.
+        extent: usize,
+    },
+    /// See the message.
+    #[error("vsock context id {0} is reserved; the first free one is 3")]
+    Cid(u32),
+    /// See the message.
+    #[error("descriptor {0} is named by the configuration, but did not come with it")]
+    Descriptor(u32),
+    /// See the message.
+    #[error("the {0} accelerator and the configuration's /dev/kvm descriptor do not go together")]
+    KvmDescriptor(&'static str),
+}
+
+impl MachineConfig {
+    /// Checks every bound. `descriptors` is the number of descriptors that came with the configuration.
+    ///
+    /// # Errors
+    /// The first bound that does not hold.
+    pub fn validate(&self, descriptors: usize) -> Result<(), ConfigError> {
+        if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
+            return Err(ConfigError::Memory(self.memory_mib));
+        }
+        if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
+            return Err(ConfigError::Vcpus(self.vcpus));
+        }
+        if self.accelerator == Accelerator::Uml && self.vcpus != 1 {
+            return Err(ConfigError::UmlVcpus(self.vcpus));
+        }
+        if self.kvm.is_some() != (self.accelerator == Accelerator::Kvm) {
+            return Err(ConfigError::KvmDescriptor(self.accelerator.name()));
+        }
+        if self.cmdline.len() > MAX_CMDLINE || !self.cmdline.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+            return Err(ConfigError::Cmdline);
+        }
+        if self.disks.len() > MAX_DISKS {
+            return Err(ConfigError::Disks(self.disks.len()));
+        }
+        for (index, disk) in self.disks.iter().enumerate() {
+            disk.validate(index)?;
+        }
+        if let Some(vsock) = &self.vsock
+            && (vsock.guest_cid < 3 || vsock.guest_cid == u32::MAX)
+        {
+            return Err(ConfigError::Cid(vsock.guest_cid));
+        }
+        match self.descriptors().find(|fd| fd.0 as usize >= descriptors) {
+            Some(fd) => Err(ConfigError::Descriptor(fd.0)),
+            None => Ok(()),
+        }
+    }
+
+    fn descriptors(&self) -> impl Iterator<Item = Fd> + '_ {
+        let files = self.disks.iter().flat_map(|disk| disk.extents.iter().map(|extent| extent.file));
+        let vsock = self.vsock.iter().flat_map(|v| v.listener.into_iter().chain(v.ports.iter().map(|p| p.socket)));
+        [self.kernel, self.initramfs].into_iter().chain(self.kvm).chain(files).chain(vsock)
+    }
+}
+
+impl DiskConfig {
+    /// Size of the disk in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.extents.iter().fold(0, |sum, extent| sum.saturating_add(extent.length))
+    }
+
+    fn validate(&self, disk: usize) -> Result<(), ConfigError> {
+        let count = self.extents.len();
+        if count == 0 || count > MAX_EXTENTS {
+            return Err(ConfigError::Extents { disk, count });
+        }
+        let mut size = 0u64;
+        for (extent, e) in self.extents.iter().enumerate() {
+            size = size.saturating_add(e.length);
+            let aligned = e.length > 0 && e.length % SECTOR_SIZE == 0 && e.offset % SECTOR_SIZE == 0;
+            if !aligned || size > MAX_DISK_BYTES || e.offset.checked_add(e.length).is_none() {
+                return Err(ConfigError::Extent { disk, extent });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,14 @@
+//! Bulkhead's VMM: everything that is a machine's hardware, as a library. `main.rs` is a thin binary on top.
+//!
+//! The crate knows machines, devices and accelerators; it knows no containers, images or HTTP.
+//! The parts, lowest first:
+//!
+//! - [`config`]: what a machine consists of, as the supervisor describes it;
+//! - [`control`]: the socket between supervisor and VMM: one configuration in, an exit report out;
+//! - [`virtio`]: every device once, as queue logic that knows no transport.
+
+pub mod config;
+pub mod console;
+pub mod control;
+pub mod machine;
+pub mod virtio;

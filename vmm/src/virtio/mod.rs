@@ -1,0 +1,98 @@
+//! Virtio devices (virtio 1.2), each written once as queue logic that knows no transport.
+//!
+//! A transport owns the queues, the guest memory and the way to interrupt the driver, and lends them to the device
+//! for the length of one event as [`Io`]. A device therefore holds only its own state, and is the same over
+//! virtio-mmio, over vhost-user and under a fuzzer.
+
+use std::os::fd::RawFd;
+
+use virtio_queue::Queue;
+use vm_memory::GuestMemoryMmap;
+
+/// How a device tells the driver that it used buffers or changed its configuration.
+pub trait Interrupt: Send + Sync {
+    /// Buffers of queue `index` were used. Must not block.
+    fn queue_used(&self, index: usize);
+    /// The configuration space changed. Must not block.
+    fn config_changed(&self);
+}
+
+/// What a transport lends to a device for one event.
+pub struct Io<'a> {
+    /// Guest memory, as the driver's addresses see it.
+    pub memory: &'a GuestMemoryMmap,
+    /// The device's queues, by index. A queue that is not [`virtio_queue::QueueT::ready`] must be left alone.
+    pub queues: &'a mut [Queue],
+    /// The way back to the driver.
+    pub interrupt: &'a dyn Interrupt,
+}
+
+/// Why a device stopped serving its driver. The transport then sets DEVICE_NEEDS_RESET (mmio) or ends the machine (vhost-user):
+/// a driver that breaks the rules loses its device, nothing else.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// A ring or descriptor chain breaks the rules of virtio 1.2 section 2.7.
+    #[error("the driver broke the rules of the virtio queue: {0}")]
+    Queue(#[from] virtio_queue::Error),
+    /// An address or length lies outside guest memory.
+    #[error("the driver named memory that the guest does not have: {0}")]
+    Memory(#[from] vm_memory::GuestMemoryError),
+    /// A request is malformed in a way that the device has no answer for.
+    #[error("the driver sent a malformed request: {0}")]
+    Request(&'static str),
+    /// The host's side failed.
+    #[error("the device's host side failed: {0}")]
+    Host(#[from] std::io::Error),
+}
+
+/// A virtio device: identity, features, configuration space and queue logic.
+pub trait VirtioDevice: Send {
+    /// Device type number (virtio 1.2 section 5).
+    fn device_type(&self) -> u32;
+
+    /// Name for diagnosis, such as `block0`.
+    fn name(&self) -> &str;
+
+    /// Largest size of each queue; its length is the number of queues. At most 256 each (what vhost-user over UML takes).
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Feature bits that the device offers, beside VIRTIO_F_VERSION_1, which every transport adds.
+    fn features(&self) -> u64;
+
+    /// The driver accepted these bits (a subset of what was offered). Called once before the first event, and again after a reset.
+    fn set_features(&mut self, accepted: u64);
+
+    /// Reads configuration space. Bytes beyond its end read as zero.
+    fn read_config(&self, offset: usize, data: &mut [u8]);
+
+    /// The driver notified queue `index`: serve what it holds.
+    ///
+    /// # Errors
+    /// The driver broke a rule, or the host's side failed for good.
+    fn queue_event(&mut self, index: usize, io: &mut Io<'_>) -> Result<(), DeviceError>;
+
+    /// A descriptor that the event loop watches for reading on the device's behalf (an epoll descriptor where there are several).
+    fn host_fd(&self) -> Option<RawFd> {
+        None
+    }
+
+    /// [`Self::host_fd`] became readable.
+    ///
+    /// # Errors
+    /// As [`Self::queue_event`].
+    fn host_event(&mut self, _io: &mut Io<'_>) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// The driver reset the device: drop all state that came from it.
+    fn reset(&mut self);
+}
+
+/// Copies the part of a configuration space that a driver asked for; what lies beyond its end stays zero.
+pub fn read_config_bytes(config: &[u8], offset: usize, data: &mut [u8]) {
+    data.fill(0);
+    if let Some(source) = config.get(offset..) {
+        let n = source.len().min(data.len());
+        data[..n].copy_from_slice(&source[..n]);
+    }
+}
