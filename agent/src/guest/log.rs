@@ -1,0 +1,14 @@
+//! Last words on the kernel's console, which the VMM keeps for diagnosis.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+
+/// Priority prefix of the kernel log: shown on the console even when the kernel is booted quietly.
+const EMERGENCY: &str = "<0>";
+
+/// Writes one line to the kernel log; failing to is no reason to fail.
+pub(crate) fn emergency(text: &str) {
+    if let Ok(mut log) = OpenOptions::new().write(true).open("/dev/kmsg") {
+        let _ = writeln!(log, "{EMERGENCY}bulkhead-agent: {text}");
+    }
+}

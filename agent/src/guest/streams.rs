@@ -1,0 +1,79 @@
+//! Stream connections from the host, from their first frame until a process claims them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+use nix::unistd::read;
+
+use crate::protocol::{Decoder, ProcessId, Stream, StreamOpen};
+
+/// Most connections that wait for their first frame or for their process.
+const MAX_WAITING: usize = 64;
+
+/// A connection and what was read of it beyond the first frame.
+pub(crate) type Opened = (OwnedFd, Vec<u8>);
+
+/// All connections that no process has claimed yet.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    greeting: HashMap<u64, (OwnedFd, Decoder)>,
+    opened: BTreeMap<StreamOpen, Opened>,
+}
+
+impl Streams {
+    /// Takes a new connection, unless too many wait already (it is closed then).
+    pub(crate) fn accept(&mut self, token: u64, connection: OwnedFd) -> Option<&OwnedFd> {
+        if self.greeting.len() + self.opened.len() >= MAX_WAITING {
+            return None;
+        }
+        Some(&self.greeting.entry(token).or_insert((connection, Decoder::default())).0)
+    }
+
+    /// Whether a token is a connection that has not said what it is.
+    pub(crate) fn is_greeting(&self, token: u64) -> bool {
+        self.greeting.contains_key(&token)
+    }
+
+    /// Reads the first frame. Returns the connection when it is of no use any more or moved on; the caller unregisters it.
+    pub(crate) fn read_greeting(&mut self, token: u64) -> bool {
+        let Some((connection, decoder)) = self.greeting.get_mut(&token) else { return true };
+        // No more than the frame and what follows at once: bounded by one buffer beyond the largest greeting.
+        let mut buffer = [0u8; 4096];
+        match read(&*connection, &mut buffer) {
+            Ok(n) if n > 0 => decoder.feed(&buffer[..n]),
+            Err(Errno::EAGAIN | Errno::EINTR) => return false,
+            _ => {
+                self.greeting.remove(&token);
+                return true;
+            }
+        }
+        match decoder.next_frame::<StreamOpen>() {
+            Ok(None) => false,
+            Ok(Some(open)) => {
+                if let Some((connection, decoder)) = self.greeting.remove(&token) {
+                    self.opened.entry(open).or_insert((connection, decoder.into_rest()));
+                }
+                true
+            }
+            Err(_) => {
+                self.greeting.remove(&token);
+                true
+            }
+        }
+    }
+
+    /// Whether all these streams of a process are open.
+    pub(crate) fn all_open(&self, process: &ProcessId, wanted: &[Stream]) -> bool {
+        wanted.iter().all(|stream| {
+            self.opened.contains_key(&StreamOpen { process: process.clone(), stream: *stream })
+        })
+    }
+
+    /// Hands a stream to its process.
+    pub(crate) fn claim(&mut self, process: &ProcessId, stream: Stream) -> io::Result<Opened> {
+        let key = StreamOpen { process: process.clone(), stream };
+        self.opened.remove(&key).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the stream is not open"))
+    }
+}
