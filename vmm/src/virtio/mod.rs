@@ -4,6 +4,14 @@
 //! for the length of one event as [`Io`]. A device therefore holds only its own state, and is the same over
 //! virtio-mmio, over vhost-user and under a fuzzer.
 
+pub mod block;
+pub mod chain;
+pub mod rng;
+pub mod serve;
+mod sys;
+#[cfg(test)]
+mod testing;
+
 use std::os::fd::RawFd;
 
 use virtio_queue::Queue;
