@@ -5,10 +5,12 @@
 //!
 //! - [`config`]: what a machine consists of, as the supervisor describes it;
 //! - [`control`]: the socket between supervisor and VMM: one configuration in, an exit report out;
-//! - [`virtio`]: every device once, as queue logic that knows no transport.
+//! - [`virtio`]: every device once, as queue logic that knows no transport;
+//! - [`transport`]: how a device's queues reach its driver.
 
 pub mod config;
 pub mod console;
 pub mod control;
 pub mod machine;
+pub mod transport;
 pub mod virtio;

@@ -1,0 +1,3 @@
+//! Transports: how a device's queues reach its driver.
+
+pub mod mmio;
