@@ -8,6 +8,7 @@
 //! Both sides treat the other as hostile: every length has a bound here, every string is checked before use.
 
 mod frame;
+pub mod spec;
 
 pub use frame::{Decoder, FrameError, MAX_FRAME, read_frame, write_frame};
 
@@ -124,8 +125,8 @@ pub struct Prepare {
 pub struct Start {
     /// Its name, not used before in this machine.
     pub process: ProcessId,
-    /// The container, as an OCI runtime specification. What the agent does not support is refused by name.
-    pub spec: Box<oci_spec::runtime::Spec>,
+    /// The container, as an OCI runtime specification.
+    pub spec: spec::Spec,
     /// `user[:group]`, names or numbers, looked up in the container's own /etc/passwd and /etc/group. It wins over `spec.process.user`.
     pub user: String,
     /// A terminal instead of pipes.

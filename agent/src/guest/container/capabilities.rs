@@ -3,9 +3,7 @@
 use std::str::FromStr;
 
 use caps::{CapSet, Capability, CapsHashSet};
-use oci_spec::runtime::Capabilities;
-
-use super::plan::CapabilitySets;
+use crate::protocol::spec::Capabilities;
 
 /// The sets in the kernel's terms.
 pub(super) struct Sets {
@@ -18,9 +16,9 @@ pub(super) struct Sets {
 
 impl Sets {
     /// Translates names. A capability that this kernel does not know cannot be granted and is left out, as runc does.
-    pub(super) fn new(sets: &CapabilitySets) -> Self {
-        let known = |names: &Capabilities| -> CapsHashSet {
-            names.iter().filter_map(|c| Capability::from_str(&format!("CAP_{c}")).ok()).collect()
+    pub(super) fn new(sets: &Capabilities) -> Self {
+        let known = |names: &[String]| -> CapsHashSet {
+            names.iter().filter_map(|name| Capability::from_str(name).ok()).collect()
         };
         Self {
             bounding: known(&sets.bounding),

@@ -4,49 +4,35 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
-use oci_spec::runtime::LinuxResources;
 
 use super::super::boot::CGROUPS;
 use super::super::{AgentError, Context};
-use crate::protocol::{Failure, FailureKind};
+use crate::protocol::spec::Resources;
+
+/// The kernel's default period of the CPU quota, in microseconds.
+const DEFAULT_PERIOD: u64 = 100_000;
 
 /// Files of the cgroup and what is written to them.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Limits(Vec<(&'static str, String)>);
 
 impl Limits {
-    /// Translates the limits that are supported; others are refused by name.
-    pub(super) fn new(resources: Option<&LinuxResources>) -> Result<Self, Failure> {
-        let Some(resources) = resources else { return Ok(Self::default()) };
-        let refused = [
-            (resources.block_io().is_some(), "linux.resources.blockIO"),
-            (resources.hugepage_limits().is_some(), "linux.resources.hugepageLimits"),
-            (resources.network().is_some(), "linux.resources.network"),
-            (resources.rdma().is_some(), "linux.resources.rdma"),
-            (resources.unified().is_some(), "linux.resources.unified"),
-        ];
-        if let Some((_, name)) = refused.into_iter().find(|(is_asked, _)| *is_asked) {
-            return Err(Failure::new(FailureKind::Unsupported, format!("{name} is not supported by the guest agent")));
-        }
+    /// Translates the limits that were asked for.
+    pub(super) fn new(resources: &Resources) -> Self {
+        let (memory, cpu, pids) = (resources.memory.limit, &resources.cpu, resources.pids.limit);
         let mut files = Vec::new();
-        if let Some(limit) = resources.memory().as_ref().and_then(oci_spec::runtime::LinuxMemory::limit) {
-            files.push(("memory.max", maximum(limit)));
+        if memory > 0 {
+            files.push(("memory.max", memory.to_string()));
         }
-        if let Some(pids) = resources.pids() {
-            files.push(("pids.max", maximum(pids.limit())));
+        if pids > 0 {
+            files.push(("pids.max", pids.to_string()));
         }
-        if let Some(cpu) = resources.cpu()
-            && let Some(quota) = cpu.quota()
-        {
-            files.push(("cpu.max", format!("{} {}", maximum(quota), cpu.period().unwrap_or(100_000))));
+        if cpu.quota > 0 {
+            let period = if cpu.period == 0 { DEFAULT_PERIOD } else { cpu.period };
+            files.push(("cpu.max", format!("{} {period}", cpu.quota)));
         }
-        Ok(Self(files))
+        Self(files)
     }
-}
-
-/// Zero and below mean no limit in the specification.
-fn maximum(limit: i64) -> String {
-    if limit > 0 { limit.to_string() } else { "max".to_owned() }
 }
 
 /// One cgroup below the guest's root.

@@ -8,6 +8,7 @@ mod cgroup;
 mod devices;
 mod mounts;
 mod plan;
+mod rlimits;
 mod stage;
 mod terminal;
 mod user;

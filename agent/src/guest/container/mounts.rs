@@ -6,10 +6,10 @@ use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{chdir, pivot_root};
-use oci_spec::runtime::Mount;
 
 use super::super::rootfs::ROOTFS;
 use super::super::{AgentError, Context};
+use crate::protocol::spec::Mount;
 
 /// File systems that a container may have mounted anew.
 const KINDS: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup2", "cgroup"];
@@ -28,16 +28,16 @@ pub(super) fn enter_root() -> Result<(), AgentError> {
 
 /// Mounts one file system of the specification.
 pub(super) fn mount_one(entry: &Mount) -> Result<(), AgentError> {
-    let target = entry.destination();
-    let kind = entry.typ().as_deref().unwrap_or_default();
+    let target = &entry.destination;
+    let kind = entry.kind.as_str();
     if !KINDS.contains(&kind) {
         let refusal = io::Error::new(io::ErrorKind::Unsupported, "not a file system that the agent mounts");
         return Err(refusal).context(format!("mount {kind:?} on {}", target.display()));
     }
     let kind = if kind == "cgroup" { "cgroup2" } else { kind };
-    let (flags, data) = parse_options(entry.options().as_deref().unwrap_or_default());
+    let (flags, data) = parse_options(&entry.options);
     fs::create_dir_all(target).context(format!("create the mount point {}", target.display()))?;
-    mount(Some(kind), target, Some(kind), flags, Some(data.as_str()))
+    mount(Some(kind), target.as_path(), Some(kind), flags, Some(data.as_str()))
         .context(format!("mount {kind} on {}", target.display()))
 }
 

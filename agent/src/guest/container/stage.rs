@@ -13,7 +13,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_no_new_privs;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::setrlimit;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socket,
@@ -23,20 +23,19 @@ use nix::unistd::{
     Gid, Pid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchown, setgroups, sethostname, setresgid,
     setresuid, setsid,
 };
-use oci_spec::runtime::PosixRlimitType;
 
 use super::capabilities::Sets;
 use super::cgroup::Cgroup;
 use super::plan::Plan;
 use super::user::Identity;
-use super::{Stdio, devices, mounts, terminal, user};
+use super::{Stdio, devices, mounts, rlimits, terminal, user};
 use crate::guest::{AgentError, Context};
 use crate::protocol::{Failure, FailureKind};
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Forks into new namespaces. The parent gets the child's pid; the child never returns.
-pub(super) fn fork(plan: &Plan, cgroup: &Cgroup, stdio: Stdio, report: OwnedFd) -> io::Result<Pid> {
+pub(super) fn fork(plan: &Plan<'_>, cgroup: &Cgroup, stdio: Stdio, report: OwnedFd) -> io::Result<Pid> {
     let flags = plan.namespaces.bits() | libc::SIGCHLD;
     // SAFETY: without CLONE_VM and with a null stack this is a fork; the process has one thread, so the child's copy of every
     // lock is free.
@@ -65,7 +64,7 @@ impl From<AgentError> for Failure {
     }
 }
 
-fn become_container(plan: &Plan, cgroup: &Cgroup, stdio: Stdio, report: &OwnedFd) -> Result<Infallible, Failure> {
+fn become_container(plan: &Plan<'_>, cgroup: &Cgroup, stdio: Stdio, report: &OwnedFd) -> Result<Infallible, Failure> {
     reset_signals().context("reset signals")?;
     setsid().context("start a session")?;
     cgroup.enter()?;
@@ -76,10 +75,10 @@ fn become_container(plan: &Plan, cgroup: &Cgroup, stdio: Stdio, report: &OwnedFd
     let identity = user::resolve(&plan.user).map_err(|why| Failure::new(FailureKind::Other, why))?;
     connect_stdio(stdio, report, &identity).context("set up the standard streams")?;
     set_limits(plan)?;
-    let env = environment(&plan.env, &identity);
-    enter_directory(&plan.cwd)?;
+    let env = environment(&plan.spec.process.env, &identity);
+    enter_directory(&plan.spec.process.cwd)?;
     take_identity(plan, &identity)?;
-    execute(&plan.args, &env)
+    execute(&plan.spec.process.args, &env)
 }
 
 fn reset_signals() -> nix::Result<()> {
@@ -91,29 +90,29 @@ fn reset_signals() -> nix::Result<()> {
 }
 
 /// Namespaces' contents: mounts, names, devices, network.
-fn build_root(plan: &Plan) -> Result<(), AgentError> {
+fn build_root(plan: &Plan<'_>) -> Result<(), AgentError> {
     mounts::enter_root()?;
-    for entry in &plan.mounts {
+    for entry in plan.mounts() {
         mounts::mount_one(entry)?;
-        if entry.destination() == Path::new("/dev") {
+        if entry.destination == Path::new("/dev") {
             devices::create().context("make the device nodes")?;
         }
     }
     if plan.namespaces.contains(CloneFlags::CLONE_NEWNET) {
         bring_loopback_up().context("bring the loopback interface up")?;
     }
-    if let Some(hostname) = &plan.hostname {
+    if let Some(hostname) = &plan.spec.hostname {
         sethostname(hostname).context("set the host name")?;
         mounts::write_host_files(hostname)?;
     }
-    for (key, value) in &plan.sysctl {
+    for (key, value) in &plan.spec.linux.sysctl {
         let path = Path::new("/proc/sys").join(key.replace('.', "/"));
         fs::write(path, value).context(format!("set the sysctl {key}"))?;
     }
-    make_directory(&plan.cwd)?;
-    plan.readonly_paths.iter().try_for_each(|path| mounts::make_read_only(path))?;
-    plan.masked_paths.iter().try_for_each(|path| mounts::mask(path))?;
-    if plan.readonly_root {
+    make_directory(&plan.spec.process.cwd)?;
+    plan.spec.linux.readonly_paths.iter().try_for_each(|path| mounts::make_read_only(path))?;
+    plan.spec.linux.masked_paths.iter().try_for_each(|path| mounts::mask(path))?;
+    if plan.spec.root.readonly {
         mounts::make_root_read_only()?;
     }
     Ok(())
@@ -162,35 +161,17 @@ fn connect_stdio(stdio: Stdio, report: &OwnedFd, identity: &Identity) -> io::Res
     Ok(())
 }
 
-fn set_limits(plan: &Plan) -> Result<(), AgentError> {
-    for (kind, soft, hard) in &plan.rlimits {
-        setrlimit(resource(*kind), *soft, *hard).context(format!("set the limit {kind:?}"))?;
+fn set_limits(plan: &Plan<'_>) -> Result<(), AgentError> {
+    let process = &plan.spec.process;
+    for limit in &process.rlimits {
+        if let Some(resource) = rlimits::resource(&limit.kind) {
+            setrlimit(resource, limit.soft, limit.hard).context(format!("set the limit {}", limit.kind))?;
+        }
     }
-    if let Some(adjustment) = plan.oom_score_adj {
+    if let Some(adjustment) = process.oom_score_adj {
         fs::write("/proc/self/oom_score_adj", adjustment.to_string()).context("set oom_score_adj")?;
     }
     Ok(())
-}
-
-fn resource(kind: PosixRlimitType) -> Resource {
-    match kind {
-        PosixRlimitType::RlimitCpu => Resource::RLIMIT_CPU,
-        PosixRlimitType::RlimitFsize => Resource::RLIMIT_FSIZE,
-        PosixRlimitType::RlimitData => Resource::RLIMIT_DATA,
-        PosixRlimitType::RlimitStack => Resource::RLIMIT_STACK,
-        PosixRlimitType::RlimitCore => Resource::RLIMIT_CORE,
-        PosixRlimitType::RlimitRss => Resource::RLIMIT_RSS,
-        PosixRlimitType::RlimitNproc => Resource::RLIMIT_NPROC,
-        PosixRlimitType::RlimitNofile => Resource::RLIMIT_NOFILE,
-        PosixRlimitType::RlimitMemlock => Resource::RLIMIT_MEMLOCK,
-        PosixRlimitType::RlimitAs => Resource::RLIMIT_AS,
-        PosixRlimitType::RlimitLocks => Resource::RLIMIT_LOCKS,
-        PosixRlimitType::RlimitSigpending => Resource::RLIMIT_SIGPENDING,
-        PosixRlimitType::RlimitMsgqueue => Resource::RLIMIT_MSGQUEUE,
-        PosixRlimitType::RlimitNice => Resource::RLIMIT_NICE,
-        PosixRlimitType::RlimitRtprio => Resource::RLIMIT_RTPRIO,
-        PosixRlimitType::RlimitRttime => Resource::RLIMIT_RTTIME,
-    }
 }
 
 /// HOME comes from the user's entry unless it was given, PATH from Docker's default.
@@ -210,8 +191,9 @@ fn enter_directory(path: &Path) -> Result<(), AgentError> {
     chdir(path).context(format!("enter the working directory {}", path.display()))
 }
 
-fn take_identity(plan: &Plan, identity: &Identity) -> Result<(), AgentError> {
-    let sets = Sets::new(&plan.capabilities);
+fn take_identity(plan: &Plan<'_>, identity: &Identity) -> Result<(), AgentError> {
+    let process = &plan.spec.process;
+    let sets = Sets::new(&process.capabilities.clone().unwrap_or_default());
     sets.drop_bounding().map_err(io::Error::other).context("narrow the capability bounding set")?;
     let groups: Vec<Gid> = identity.groups.iter().copied().map(Gid::from_raw).collect();
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
@@ -221,8 +203,8 @@ fn take_identity(plan: &Plan, identity: &Identity) -> Result<(), AgentError> {
     nix::sys::prctl::set_keepcaps(true).context("keep capabilities over the change of user")?;
     setresuid(uid, uid, uid).context("set the user")?;
     sets.apply().map_err(io::Error::other).context("set the capabilities")?;
-    umask(Mode::from_bits_truncate(plan.umask.unwrap_or(0o022)));
-    if plan.no_new_privileges {
+    umask(Mode::from_bits_truncate(process.user.umask.unwrap_or(0o022)));
+    if process.no_new_privileges {
         set_no_new_privs().context("forbid new privileges")?;
     }
     Ok(())

@@ -1,0 +1,59 @@
+# The verbs of this repository. A fresh Debian 12 machine with Rust and git needs `make demo` and `make test`.
+
+SHELL := /bin/bash
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TARGET_DIR
+BIN := $(CARGO_TARGET_DIR)/release
+BULKHEAD := $(BIN)/bulkhead
+
+BUILD_PACKAGES := bc bison busybox-static ca-certificates cpio curl e2fsprogs flex gcc libc6-dev libelf-dev libssl-dev make xz-utils
+TEST_PACKAGES := $(BUILD_PACKAGES) debootstrap docker-registry erofs-utils expect procps skopeo strace umoci util-linux
+BENCH_PACKAGES := $(TEST_PACKAGES) containerd podman runc
+
+.PHONY: help setup setup-test setup-bench build kernel-uml kernel-kvm demo test bench lint fmt install clean
+
+help: ## Show the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
+
+setup: ## Install what building and the demo need (Debian packages)
+	@scripts/apt-install.sh $(BUILD_PACKAGES)
+
+setup-test:
+	@scripts/apt-install.sh $(TEST_PACKAGES)
+
+setup-bench:
+	@scripts/apt-install.sh $(BENCH_PACKAGES)
+
+build: setup ## Build the binaries and the initramfs
+	@cargo build --release --locked --bin bulkhead --bin bulkhead-vmm
+	@agent/build-initramfs.sh $(BIN)/initramfs.cpio
+
+kernel-uml: setup ## Build the guest kernel of the uml accelerator (cached outside the checkout)
+	@guest-kernel/build.sh uml
+
+kernel-kvm: setup ## Build the guest kernel of the kvm accelerator (cached outside the checkout)
+	@guest-kernel/build.sh kvm
+
+demo: build ## Build what is missing and run a first container
+	@scripts/demo.sh $(BULKHEAD)
+
+test: setup-test build kernel-uml kernel-kvm ## Run all tests
+	@scripts/test.sh $(BULKHEAD)
+
+bench: setup-bench build kernel-uml ## Time `run` beside runc, ctr and podman
+	@tests/bench/run.sh $(BULKHEAD)
+
+lint: ## Check formatting and run clippy
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets --locked -- -D warnings
+
+fmt: ## Format everything
+	@cargo fmt --all
+
+install: build ## Install below PREFIX (default /usr/local)
+	install -D -m 755 $(BULKHEAD) $(DESTDIR)$(or $(PREFIX),/usr/local)/bin/bulkhead
+	install -D -m 755 $(BIN)/bulkhead-vmm $(DESTDIR)$(or $(PREFIX),/usr/local)/lib/bulkhead/bulkhead-vmm
+	install -D -m 644 $(BIN)/initramfs.cpio $(DESTDIR)$(or $(PREFIX),/usr/local)/lib/bulkhead/initramfs.cpio
+
+clean: ## Remove what was built here (not the kernel cache)
+	cargo clean

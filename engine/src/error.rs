@@ -1,0 +1,234 @@
+//! What went wrong, in words for people: what happened, why, what to do next.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use agent::protocol::{Failure, FailureKind, FrameError};
+use vmm::control::{ExitReason, ExitReport};
+
+/// Exit code of `docker run`, and ours, when the container was never started.
+pub const EXIT_ENGINE: u8 = 125;
+/// Exit code when the program cannot be executed.
+pub const EXIT_NOT_EXECUTABLE: u8 = 126;
+/// Exit code when the program is not found.
+pub const EXIT_NOT_FOUND: u8 = 127;
+
+/// Most console lines that an error shows.
+const CONSOLE_LINES: usize = 20;
+
+/// Any failure of the engine.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// An image could not be found, fetched or unpacked.
+    #[error("the image {name} cannot be used")]
+    Image {
+        /// The image as it was named.
+        name: String,
+        /// What is wrong with it.
+        source: Box<image_unpack::Error>,
+    },
+    /// A part of Bulkhead (kernel, initramfs, VMM) is not where it should be.
+    #[error("the {part} is missing")]
+    MissingPart {
+        /// Which part.
+        part: &'static str,
+        /// Where it was looked for.
+        path: PathBuf,
+        /// The command that makes it.
+        make: &'static str,
+    },
+    /// An accelerator was asked for that this host cannot offer.
+    #[error("the {name} accelerator cannot be used on this host")]
+    Accelerator {
+        /// Its name.
+        name: &'static str,
+        /// Why not.
+        why: String,
+        /// What to do instead.
+        next: &'static str,
+    },
+    /// An option that is not supported is refused by name, before anything is created.
+    #[error("{option} cannot be done")]
+    Option {
+        /// The option, with its value.
+        option: String,
+        /// Why not.
+        why: String,
+        /// What to use instead.
+        next: String,
+    },
+    /// The machine ended before or while the container ran.
+    #[error("the container's machine {}", ended(.0.reason))]
+    Machine(Box<ExitReport>),
+    /// The VMM process ended without a report.
+    #[error("the container's machine ended without a report")]
+    VmmDied {
+        /// How the process ended.
+        status: String,
+        /// The last lines that it wrote to its standard error.
+        log: String,
+    },
+    /// The agent said nothing in time.
+    #[error("the guest did not answer within {seconds} s")]
+    AgentSilent {
+        /// How long it was waited for.
+        seconds: u64,
+        /// The machine's last words.
+        report: Box<ExitReport>,
+    },
+    /// The agent broke the protocol.
+    #[error("the guest broke the agent protocol")]
+    Agent(#[from] FrameError),
+    /// The container's process could not be started.
+    #[error("the container's command could not be started")]
+    Start(Failure),
+    /// No container has this name.
+    #[error("no container {0:?}")]
+    NoContainer(String),
+    /// The disk is full.
+    #[error("there is no space left on the disk")]
+    DiskFull {
+        /// What was being done.
+        action: String,
+    },
+    /// A system call failed.
+    #[error("{action} failed")]
+    Io {
+        /// What was being done.
+        action: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+fn ended(reason: ExitReason) -> &'static str {
+    match reason {
+        ExitReason::Shutdown => "shut down by itself",
+        ExitReason::Killed => "was killed",
+        ExitReason::Panic => "ended in a kernel panic",
+        ExitReason::TripleFault => "ended in a triple fault",
+        ExitReason::BootFailed => "could not be started",
+        ExitReason::Internal => "failed",
+    }
+}
+
+/// The second and third line of an error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advice {
+    /// Why it happened, in one line.
+    pub why: String,
+    /// What to do next, in one line.
+    pub next: String,
+}
+
+impl EngineError {
+    /// Wraps a failed system call; a full disk is told apart.
+    pub fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let action = action.into();
+        move |source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { action },
+            _ => Self::Io { action, source },
+        }
+    }
+
+    /// The exit code of a command that ends with this error, as Docker's.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Start(failure) => match failure.kind {
+                FailureKind::NotFound => EXIT_NOT_FOUND,
+                FailureKind::NotExecutable => EXIT_NOT_EXECUTABLE,
+                FailureKind::Unsupported | FailureKind::Other => EXIT_ENGINE,
+            },
+            _ => EXIT_ENGINE,
+        }
+    }
+
+    /// Why it happened and what to do next.
+    #[must_use]
+    pub fn advice(&self) -> Advice {
+        let advice = |why: &dyn fmt::Display, next: &str| Advice { why: one_line(why), next: next.to_owned() };
+        match self {
+            Self::Image { source, .. } => advice(source, &source.hint()),
+            Self::MissingPart { path, make, .. } => advice(&format!("{} does not exist", path.display()), make),
+            Self::Accelerator { why, next, .. } => advice(why, next),
+            Self::Option { why, next, .. } => advice(why, next),
+            Self::Machine(report) => advice(&detail(report), "bulkhead doctor"),
+            Self::VmmDied { status, log } => advice(
+                &format!("the VMM process ended with {status}{}{}", if log.is_empty() { "" } else { ": " }, log),
+                "bulkhead doctor",
+            ),
+            Self::AgentSilent { .. } => advice(
+                &"its kernel hangs, or the host is too slow for it",
+                "try again with more --memory, or another --accel; bulkhead doctor tells which ones work",
+            ),
+            Self::Agent(e) => advice(e, "the image's guest is not to be trusted; its machine was ended"),
+            Self::Start(failure) => advice(&failure.text, start_hint(failure.kind)),
+            Self::NoContainer(_) => advice(&"there is none with this id or name", "bulkhead ps -a"),
+            Self::DiskFull { action } => {
+                advice(&format!("{action} needs more than is free"), "free some space, then run the command again")
+            }
+            Self::Io { source, .. } => advice(source, "mend the cause, then run the command again"),
+        }
+    }
+
+    /// The guest's last console lines, if the error is about its machine.
+    #[must_use]
+    pub fn console(&self) -> Option<String> {
+        let (Self::Machine(report) | Self::AgentSilent { report, .. }) = self else { return None };
+        let lines: Vec<&str> = report.console.lines().filter(|l| !l.trim().is_empty()).collect();
+        let tail = &lines[lines.len().saturating_sub(CONSOLE_LINES)..];
+        (!tail.is_empty()).then(|| tail.join("\n"))
+    }
+}
+
+fn one_line(text: &dyn fmt::Display) -> String {
+    text.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn detail(report: &ExitReport) -> String {
+    if report.detail.is_empty() { "the guest's kernel ended it".to_owned() } else { report.detail.clone() }
+}
+
+fn start_hint(kind: FailureKind) -> &'static str {
+    match kind {
+        FailureKind::NotFound => "check the command, or the image's PATH",
+        FailureKind::NotExecutable => "check that it is a program for this CPU with its executable bit set",
+        FailureKind::Unsupported => "run it without that option",
+        FailureKind::Other => "check the command's options against the image",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_of_an_error_is_one_line() {
+        let report = ExitReport {
+            reason: ExitReason::Panic,
+            detail: "Kernel panic\nnot syncing".into(),
+            console: (0..50).map(|n| format!("line {n}\n\n")).collect(),
+        };
+        let error = EngineError::Machine(Box::new(report));
+        let advice = error.advice();
+        for line in [error.to_string(), advice.why, advice.next] {
+            assert!(!line.contains('\n') && !line.is_empty(), "{line}");
+        }
+        let console = error.console().unwrap();
+        assert_eq!(console.lines().count(), CONSOLE_LINES);
+        assert!(console.ends_with("line 49"));
+    }
+
+    #[test]
+    fn exit_codes_are_dockers() {
+        let code = |kind| EngineError::Start(Failure::new(kind, "x")).exit_code();
+        assert_eq!(code(FailureKind::NotFound), 127);
+        assert_eq!(code(FailureKind::NotExecutable), 126);
+        assert_eq!(code(FailureKind::Other), 125);
+        assert_eq!(EngineError::NoContainer("x".into()).exit_code(), 125);
+        let full = EngineError::io("copying")(io::Error::from_raw_os_error(libc::ENOSPC));
+        assert!(matches!(full, EngineError::DiskFull { .. }));
+    }
+}

@@ -1,0 +1,312 @@
+//! The VMM as a process: it is given descriptors and a configuration, and reports one end.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use agent::protocol::{CONTROL_PORT, ShutdownMethod};
+use image_unpack::RootfsDisk;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vmm::config::{
+    Accelerator, DiskConfig, ExtentConfig, Fd, MachineConfig, SECTOR_SIZE, VsockConfig, VsockPort,
+};
+use vmm::control::{ControlSocket, Event, ExitReason, ExitReport, Request};
+
+use crate::EngineError;
+use crate::accelerator::Chosen;
+use crate::paths::Paths;
+
+/// The guest's context id. Machines have no way to each other, so all may have the same.
+const GUEST_CID: u32 = 3;
+/// How long a VMM may take to end after it was told to.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most bytes of the VMM's own log that an error shows.
+const LOG_TAIL: usize = 512;
+
+/// What a machine is made of.
+pub struct Hardware<'a> {
+    /// What executes it.
+    pub chosen: Chosen,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// The image's disk; none for a machine that only boots.
+    pub rootfs: Option<&'a RootfsDisk>,
+    /// The writable disk.
+    pub writable: Option<&'a Path>,
+}
+
+/// A machine that runs, or ran.
+pub struct Machine {
+    child: Child,
+    control: ControlSocket,
+    agent: UnixStream,
+    directory: File,
+    log: PathBuf,
+    accelerator: Accelerator,
+    ended: Option<ExitReport>,
+    /// Microseconds from the configuration's arrival to the first guest instruction, once it has run.
+    pub started_micros: Option<u64>,
+}
+
+/// Descriptors on their way to the VMM.
+#[derive(Default)]
+struct Descriptors(Vec<OwnedFd>);
+
+impl Descriptors {
+    fn add(&mut self, fd: impl Into<OwnedFd>) -> Fd {
+        self.0.push(fd.into());
+        Fd(u32::try_from(self.0.len() - 1).unwrap_or(u32::MAX))
+    }
+}
+
+impl Machine {
+    /// Starts the VMM and gives it its machine. `directory` is the container's own, where the vsock's socket is made.
+    ///
+    /// # Errors
+    /// A part is missing or a file cannot be opened.
+    pub fn start(paths: &Paths, directory: &Path, hardware: Hardware<'_>) -> Result<Self, EngineError> {
+        let accelerator = hardware.chosen.accelerator;
+        let (vmm, initramfs, kernel) = (paths.vmm()?, paths.initramfs()?, paths.kernel(accelerator)?);
+        let mut descriptors = Descriptors::default();
+        let kernel = descriptors.add(open_read_only(&kernel)?);
+        let initramfs = descriptors.add(open_read_only(&initramfs)?);
+        let kvm = hardware.chosen.kvm.map(|file| descriptors.add(file));
+        let mut disks = Vec::new();
+        if let Some(rootfs) = hardware.rootfs {
+            disks.push(image_disk(rootfs, &mut descriptors)?);
+        }
+        if let Some(writable) = hardware.writable {
+            disks.push(writable_disk(writable, &mut descriptors)?);
+        }
+
+        let action = "making the machine's sockets";
+        let directory_file = open_read_only(directory)?;
+        // The directory's own path may be longer than a socket's address may be.
+        let socket_path = socket_path(&directory_file);
+        let listener = UnixListener::bind(&socket_path).map_err(EngineError::io(action))?;
+        let (agent, agent_far) = UnixStream::pair().map_err(EngineError::io(action))?;
+        let (control, control_far) = ControlSocket::pair().map_err(EngineError::io(action))?;
+        let vsock = VsockConfig {
+            guest_cid: GUEST_CID,
+            listener: Some(descriptors.add(listener)),
+            ports: vec![VsockPort { port: CONTROL_PORT, socket: descriptors.add(agent_far) }],
+        };
+        let config = MachineConfig {
+            accelerator,
+            memory_mib: hardware.memory_mib,
+            vcpus: hardware.vcpus,
+            kernel,
+            initramfs,
+            cmdline: String::new(),
+            kvm,
+            disks,
+            vsock: Some(vsock),
+        };
+
+        let log = directory.join("vmm.log");
+        let log_file = File::create(&log).map_err(EngineError::io("making the VMM's log"))?;
+        let child = Command::new(&vmm)
+            .args(["--control-fd", "0"])
+            .env_clear()
+            .stdin(Stdio::from(control_far.into_fd()))
+            .stdout(Stdio::null())
+            .stderr(log_file)
+            .spawn()
+            .map_err(EngineError::io(format!("starting {}", vmm.display())))?;
+        let mut machine = Self {
+            child,
+            control,
+            agent,
+            directory: directory_file,
+            log,
+            accelerator,
+            ended: None,
+            started_micros: None,
+        };
+        let borrowed: Vec<BorrowedFd<'_>> = descriptors.0.iter().map(AsFd::as_fd).collect();
+        if let Err(error) = machine.control.send(&Request::Boot(Box::new(config)), &borrowed) {
+            return Err(machine.died(&error));
+        }
+        Ok(machine)
+    }
+
+    /// The agent's control connection. Readable when the agent speaks, at its end when the machine is gone.
+    #[must_use]
+    pub fn agent(&self) -> &UnixStream {
+        &self.agent
+    }
+
+    /// The descriptor that becomes readable when the VMM has something to say.
+    #[must_use]
+    pub fn events(&self) -> BorrowedFd<'_> {
+        self.control.as_fd()
+    }
+
+    /// Takes one event from the VMM. Returns the error that the machine's end is.
+    ///
+    /// # Errors
+    /// The machine ended.
+    pub fn read_event(&mut self) -> Result<(), EngineError> {
+        match self.control.receive::<Event>() {
+            Ok(Some((Event::Started { micros, .. }, _))) => {
+                self.started_micros = Some(micros);
+                Ok(())
+            }
+            Ok(Some((Event::Ended(report), _))) => {
+                self.ended = Some(report.clone());
+                Err(EngineError::Machine(Box::new(report)))
+            }
+            Ok(None) => Err(self.died(&io::Error::from(io::ErrorKind::UnexpectedEof))),
+            Err(e) => Err(self.died(&e)),
+        }
+    }
+
+    /// Connects to a port of the guest.
+    ///
+    /// # Errors
+    /// The machine is gone, or nothing listens there.
+    pub fn connect(&self, port: u32) -> io::Result<PendingConnection> {
+        let stream = UnixStream::connect(socket_path(&self.directory))?;
+        PendingConnection::request(stream, port)
+    }
+
+    /// How this machine's guest ends itself.
+    #[must_use]
+    pub fn shutdown_method(&self) -> ShutdownMethod {
+        match self.accelerator {
+            Accelerator::Uml => ShutdownMethod::PowerOff,
+            Accelerator::Kvm => ShutdownMethod::Reset,
+        }
+    }
+
+    /// Waits for the machine to end by itself, then makes sure that it has. Returns its report if it gave one.
+    pub fn finish(mut self, timeout: Duration) -> Option<ExitReport> {
+        let deadline = Instant::now() + timeout;
+        while self.ended.is_none() && wait_readable(self.control.as_fd(), deadline) {
+            if self.read_event().is_err() {
+                break;
+            }
+        }
+        self.kill()
+    }
+
+    /// Ends the machine and waits until its process is gone. Returns its report if it gave one.
+    pub fn kill(mut self) -> Option<ExitReport> {
+        if self.ended.is_none() && self.control.send(&Request::Kill, &[]).is_ok() {
+            let deadline = Instant::now() + KILL_TIMEOUT;
+            while self.ended.is_none() && wait_readable(self.control.as_fd(), deadline) {
+                if self.read_event().is_err() {
+                    break;
+                }
+            }
+        }
+        self.ended.take()
+    }
+
+    /// The error for a VMM that went away without a word.
+    fn died(&mut self, cause: &io::Error) -> EngineError {
+        let _ = self.child.kill();
+        let status = self.child.wait().map_or_else(|e| e.to_string(), |s| s.to_string());
+        let log = fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log[log.len().saturating_sub(LOG_TAIL)..]).into_owned();
+        let log = if log.trim().is_empty() { cause.to_string() } else { log };
+        self.ended = Some(ExitReport {
+            reason: ExitReason::Internal,
+            detail: format!("the VMM process ended with {status}"),
+            console: String::new(),
+        });
+        EngineError::VmmDied { status, log }
+    }
+}
+
+impl Drop for Machine {
+    /// No machine outlives its supervisor, whatever happened to it.
+    fn drop(&mut self) {
+        if self.ended.is_none() {
+            let _ = self.child.kill();
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// A connection to the guest that has been asked for and not answered yet.
+pub struct PendingConnection(UnixStream);
+
+impl PendingConnection {
+    fn request(mut stream: UnixStream, port: u32) -> io::Result<Self> {
+        io::Write::write_all(&mut stream, format!("CONNECT {port}\n").as_bytes())?;
+        Ok(Self(stream))
+    }
+
+    /// Waits for the answer.
+    ///
+    /// # Errors
+    /// Nothing listens there, or the machine is gone.
+    pub fn accept(mut self) -> io::Result<UnixStream> {
+        // Byte by byte: what follows the line belongs to the stream.
+        let mut line = Vec::new();
+        while !line.ends_with(b"\n") {
+            let mut byte = [0u8; 1];
+            if io::Read::read(&mut self.0, &mut byte)? == 0 || line.len() > 64 {
+                return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "the guest refused the connection"));
+            }
+            line.push(byte[0]);
+        }
+        if !line.starts_with(b"OK ") {
+            return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "the guest refused the connection"));
+        }
+        Ok(self.0)
+    }
+}
+
+/// Waits until a descriptor is readable; false when the time is over.
+pub fn wait_readable(fd: BorrowedFd<'_>, deadline: Instant) -> bool {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+        match poll(&mut fds, timeout) {
+            Ok(0) if left.is_zero() => return false,
+            Ok(0) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(_) => return true,
+            Err(_) => return false,
+        }
+    }
+}
+
+fn socket_path(directory: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/vsock", directory.as_raw_fd()))
+}
+
+fn open_read_only(path: &Path) -> Result<File, EngineError> {
+    File::open(path).map_err(EngineError::io(format!("opening {}", path.display())))
+}
+
+fn image_disk(disk: &RootfsDisk, descriptors: &mut Descriptors) -> Result<DiskConfig, EngineError> {
+    let mut extents = Vec::with_capacity(disk.extents.len());
+    for extent in &disk.extents {
+        let file = descriptors.add(open_read_only(&extent.path)?);
+        extents.push(ExtentConfig { file, offset: extent.offset, length: extent.length });
+    }
+    Ok(DiskConfig { read_only: true, extents })
+}
+
+fn writable_disk(path: &Path, descriptors: &mut Descriptors) -> Result<DiskConfig, EngineError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(EngineError::io(format!("opening {}", path.display())))?;
+    let length = file.metadata().map_err(EngineError::io("measuring the writable disk"))?.len();
+    let length = length - length % SECTOR_SIZE;
+    Ok(DiskConfig {
+        read_only: false,
+        extents: vec![ExtentConfig { file: descriptors.add(file), offset: 0, length }],
+    })
+}

@@ -1,0 +1,104 @@
+//! Where Bulkhead keeps its state and finds its parts.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use vmm::config::Accelerator;
+
+use crate::EngineError;
+
+/// State and parts of one installation.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    root: PathBuf,
+    cache: PathBuf,
+    library: PathBuf,
+}
+
+impl Paths {
+    /// Reads the environment and makes the state directory.
+    ///
+    /// State is in `BULKHEAD_ROOT`, else `/var/lib/bulkhead` for root, else `$XDG_DATA_HOME/bulkhead`. Kernels are in
+    /// `BULKHEAD_CACHE`, else `$XDG_CACHE_HOME/bulkhead`; the VMM and the initramfs in `BULKHEAD_LIB`, else beside the executable.
+    ///
+    /// # Errors
+    /// The state directory cannot be made.
+    pub fn from_environment() -> Result<Self, EngineError> {
+        let variable = |name: &str| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let home = variable("HOME").unwrap_or_else(|| PathBuf::from("/"));
+        let root = variable("BULKHEAD_ROOT").unwrap_or_else(|| {
+            if nix::unistd::geteuid().is_root() {
+                PathBuf::from("/var/lib/bulkhead")
+            } else {
+                variable("XDG_DATA_HOME").unwrap_or_else(|| home.join(".local/share")).join("bulkhead")
+            }
+        });
+        let cache = variable("BULKHEAD_CACHE").unwrap_or_else(|| {
+            variable("XDG_CACHE_HOME").unwrap_or_else(|| home.join(".cache")).join("bulkhead")
+        });
+        let beside = env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)).unwrap_or_default();
+        let library = variable("BULKHEAD_LIB").unwrap_or(beside);
+        let paths = Self { root, cache, library };
+        for directory in [paths.root.clone(), paths.containers(), paths.cache_files()] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&directory)
+                .map_err(EngineError::io(format!("making the directory {}", directory.display())))?;
+        }
+        Ok(paths)
+    }
+
+    /// The image store.
+    #[must_use]
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    /// One directory per container.
+    #[must_use]
+    pub fn containers(&self) -> PathBuf {
+        self.root.join("containers")
+    }
+
+    /// What can be made again: the template of the writable disk, the accelerator's verdict.
+    #[must_use]
+    pub fn cache_files(&self) -> PathBuf {
+        self.root.join("cache")
+    }
+
+    /// The guest kernel of an accelerator: `BULKHEAD_KERNEL_UML` or `BULKHEAD_KERNEL_KVM`, else the build script's cache.
+    ///
+    /// # Errors
+    /// It has not been built.
+    pub fn kernel(&self, accelerator: Accelerator) -> Result<PathBuf, EngineError> {
+        let (variable, file, part, make) = match accelerator {
+            Accelerator::Uml => ("BULKHEAD_KERNEL_UML", "uml/linux", "guest kernel for uml", "make kernel-uml"),
+            Accelerator::Kvm => ("BULKHEAD_KERNEL_KVM", "kvm/vmlinux", "guest kernel for kvm", "make kernel-kvm"),
+        };
+        let path = env::var_os(variable).map_or_else(|| self.cache.join("kernels").join(file), PathBuf::from);
+        existing(path, part, make)
+    }
+
+    /// The initramfs with the agent.
+    ///
+    /// # Errors
+    /// It has not been built.
+    pub fn initramfs(&self) -> Result<PathBuf, EngineError> {
+        existing(self.library.join("initramfs.cpio"), "initramfs", "make build")
+    }
+
+    /// The VMM's program.
+    ///
+    /// # Errors
+    /// It has not been built.
+    pub fn vmm(&self) -> Result<PathBuf, EngineError> {
+        existing(self.library.join("bulkhead-vmm"), "VMM", "make build")
+    }
+}
+
+fn existing(path: PathBuf, part: &'static str, make: &'static str) -> Result<PathBuf, EngineError> {
+    if path.is_file() { Ok(path) } else { Err(EngineError::MissingPart { part, path, make }) }
+}
