@@ -8,9 +8,10 @@ pub mod block;
 pub mod chain;
 pub mod rng;
 pub mod serve;
-mod sys;
+pub(crate) mod sys;
 #[cfg(test)]
 mod testing;
+pub mod vsock;
 
 use std::os::fd::RawFd;
 
