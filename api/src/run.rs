@@ -62,7 +62,8 @@ impl TryFrom<RunRequest> for RunOptions {
             .cpus
             .as_deref()
             .map(|text| {
-                parse_milli_cpus(text).map_err(|why| refused("--cpus", text, why, "give a number such as 0.5"))
+                parse_milli_cpus(text)
+                    .map_err(|why| refused("--cpus", text, why, "give a number such as 0.5"))
             })
             .transpose()?;
         check_workdir(request.workdir.as_deref())?;
@@ -107,9 +108,12 @@ fn parse_isolation(text: Option<&str>) -> Result<Isolation, EngineError> {
     match text {
         None | Some("any") => Ok(Isolation::Any),
         Some("vm") => Ok(Isolation::Vm),
-        Some(other) => {
-            Err(refused("--isolation", other, "there is no isolation of that name".to_owned(), "use any or vm"))
-        }
+        Some(other) => Err(refused(
+            "--isolation",
+            other,
+            "there is no isolation of that name".to_owned(),
+            "use any or vm",
+        )),
     }
 }
 

@@ -62,7 +62,14 @@ mod tests {
 
     #[test]
     fn sizes() {
-        let good = [("512m", 512 << 20), ("1g", 1 << 30), ("64MiB", 64 << 20), ("7", 7), ("1.5k", 1536), (".5g", 1 << 29)];
+        let good = [
+            ("512m", 512 << 20),
+            ("1g", 1 << 30),
+            ("64MiB", 64 << 20),
+            ("7", 7),
+            ("1.5k", 1536),
+            (".5g", 1 << 29),
+        ];
         for (text, bytes) in good {
             assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
         }

@@ -60,7 +60,9 @@ pub fn probe() -> Kvm {
         Err(why) => Kvm::Unusable { why },
         Ok(file) => match probe::probe(&file) {
             Verdict::Hardware { .. } => Kvm::Hardware,
-            Verdict::Software { nanoseconds_per_instruction } => Kvm::Software { nanoseconds: nanoseconds_per_instruction },
+            Verdict::Software { nanoseconds_per_instruction } => {
+                Kvm::Software { nanoseconds: nanoseconds_per_instruction }
+            }
             Verdict::Unusable { why } => Kvm::Unusable { why },
         },
     }
@@ -128,11 +130,7 @@ pub fn boundary(accelerator: Accelerator, kvm: &Kvm) -> &'static str {
 ///
 /// # Errors
 /// The accelerator that was asked for does not work here, or is weaker than the isolation that was asked for.
-pub fn choose(
-    choice: AcceleratorChoice,
-    isolation: Isolation,
-    cache: &Path,
-) -> Result<Chosen, EngineError> {
+pub fn choose(choice: AcceleratorChoice, isolation: Isolation, cache: &Path) -> Result<Chosen, EngineError> {
     // An explicit uml needs no verdict on KVM.
     if choice == AcceleratorChoice::Named(Accelerator::Uml) && isolation == Isolation::Any {
         return Ok(chosen(Accelerator::Uml, None, boundary(Accelerator::Uml, &Kvm::Hardware), None));

@@ -60,9 +60,7 @@ fn make_template(path: &Path) -> Result<(), EngineError> {
         .stdin(Stdio::null())
         .output();
     match output {
-        Ok(output) if output.status.success() => {
-            file.sync_all().map_err(EngineError::io(action))
-        }
+        Ok(output) if output.status.success() => file.sync_all().map_err(EngineError::io(action)),
         Ok(output) => Err(EngineError::io(action)(io::Error::other(format!(
             "mkfs.ext4: {}",
             String::from_utf8_lossy(&output.stderr).trim()
@@ -122,7 +120,8 @@ mod tests {
         create(&disk, directory.path()).unwrap();
         assert_eq!(fs::metadata(&disk).unwrap().len(), WRITABLE_BYTES);
         assert!(allocated(&disk).unwrap() < 4 << 20, "{} bytes", allocated(&disk).unwrap());
-        let check = Command::new("fsck.ext4").args(["-f", "-n"]).arg(&disk).env("PATH", "/usr/sbin:/sbin").output();
+        let check =
+            Command::new("fsck.ext4").args(["-f", "-n"]).arg(&disk).env("PATH", "/usr/sbin:/sbin").output();
         assert!(check.unwrap().status.success());
         assert!(create(&disk, directory.path()).is_err(), "an existing disk is never overwritten");
     }

@@ -96,12 +96,16 @@ fn check_kvm() -> Found {
         Kvm::Hardware => (Verdict::Good, "runs guest kernels at hardware speed".to_owned(), None),
         Kvm::Software { nanoseconds } => (
             Verdict::Limited,
-            format!("executes guest kernels in software, {nanoseconds} ns an instruction: --accel auto takes uml"),
+            format!(
+                "executes guest kernels in software, {nanoseconds} ns an instruction: --accel auto takes uml"
+            ),
             None,
         ),
-        Kvm::Unusable { why } => {
-            (Verdict::Limited, format!("{why}: --accel auto takes uml"), Some("usermod -aG kvm $USER".to_owned()))
-        }
+        Kvm::Unusable { why } => (
+            Verdict::Limited,
+            format!("{why}: --accel auto takes uml"),
+            Some("usermod -aG kvm $USER".to_owned()),
+        ),
     }
 }
 
@@ -112,13 +116,19 @@ fn check_namespaces() -> Found {
         .stderr(Stdio::null())
         .status();
     match made {
-        Ok(status) if status.success() => (Verdict::Good, "the jail's namespaces can be made".to_owned(), None),
+        Ok(status) if status.success() => {
+            (Verdict::Good, "the jail's namespaces can be made".to_owned(), None)
+        }
         Ok(_) => (
             Verdict::Bad,
             "this user may not make user namespaces, which the jail needs".to_owned(),
             Some("sysctl -w kernel.unprivileged_userns_clone=1 user.max_user_namespaces=65536".to_owned()),
         ),
-        Err(e) => (Verdict::Limited, format!("not checked: unshare: {e}"), Some("apt install util-linux".to_owned())),
+        Err(e) => (
+            Verdict::Limited,
+            format!("not checked: unshare: {e}"),
+            Some("apt install util-linux".to_owned()),
+        ),
     }
 }
 
@@ -127,7 +137,10 @@ fn check_map_count() -> Found {
         Some(n) if n >= ENOUGH_MAPPINGS => (Verdict::Good, format!("vm.max_map_count is {n}"), None),
         Some(n) => (
             Verdict::Limited,
-            format!("vm.max_map_count is {n}: under uml a process that touches over {} MiB at random dies", n / 256),
+            format!(
+                "vm.max_map_count is {n}: under uml a process that touches over {} MiB at random dies",
+                n / 256
+            ),
             Some(RAISE_MAP_COUNT.to_owned()),
         ),
         None => (Verdict::Limited, format!("{MAX_MAP_COUNT} cannot be read"), None),
@@ -140,7 +153,11 @@ fn check_disk(paths: &Paths) -> Found {
     let allocated = disk::allocated(&path).unwrap_or(0);
     let _ = fs::remove_file(&path);
     match made {
-        Ok(()) => (Verdict::Good, format!("{} GiB, {} KiB on disk", disk::WRITABLE_BYTES >> 30, allocated >> 10), None),
+        Ok(()) => (
+            Verdict::Good,
+            format!("{} GiB, {} KiB on disk", disk::WRITABLE_BYTES >> 30, allocated >> 10),
+            None,
+        ),
         Err(e) => failed(&e),
     }
 }
@@ -154,7 +171,10 @@ fn check_boot(paths: &Paths, accelerator: Accelerator) -> Found {
     match boot(paths, accelerator) {
         Ok((time, boundary)) => (
             Verdict::Good,
-            format!("a machine's agent answered after {:.0} ms; boundary: {boundary}", time.as_secs_f64() * 1e3),
+            format!(
+                "a machine's agent answered after {:.0} ms; boundary: {boundary}",
+                time.as_secs_f64() * 1e3
+            ),
             None,
         ),
         Err(e) => failed(&e),
@@ -167,7 +187,8 @@ fn boot(paths: &Paths, accelerator: Accelerator) -> Result<(Duration, &'static s
         accelerator::choose(AcceleratorChoice::Named(accelerator), Isolation::Any, &paths.cache_files())?;
     let boundary = chosen.boundary;
     let directory = ScratchDirectory::create(paths)?;
-    let hardware = Hardware { chosen, memory_mib: DEFAULT_MEMORY_MIB, vcpus: 1, rootfs: None, writable: None };
+    let hardware =
+        Hardware { chosen, memory_mib: DEFAULT_MEMORY_MIB, vcpus: 1, rootfs: None, writable: None };
     let start = Instant::now();
     let mut machine = Machine::start(paths, &directory.0, hardware)?;
     let timeout = boot_timeout(accelerator);

@@ -148,15 +148,22 @@ impl EngineError {
     /// Why it happened and what to do next.
     #[must_use]
     pub fn advice(&self) -> Advice {
-        let advice = |why: &dyn fmt::Display, next: &str| Advice { why: one_line(why), next: next.to_owned() };
+        let advice =
+            |why: &dyn fmt::Display, next: &str| Advice { why: one_line(why), next: next.to_owned() };
         match self {
             Self::Image { source, .. } => advice(source, &source.hint()),
-            Self::MissingPart { path, make, .. } => advice(&format!("{} does not exist", path.display()), make),
+            Self::MissingPart { path, make, .. } => {
+                advice(&format!("{} does not exist", path.display()), make)
+            }
             Self::Accelerator { why, next, .. } => advice(why, next),
             Self::Option { why, next, .. } => advice(why, next),
             Self::Machine(report) => advice(&detail(report), "bulkhead doctor"),
             Self::VmmDied { status, log } => advice(
-                &format!("the VMM process ended with {status}{}{}", if log.is_empty() { "" } else { ": " }, log),
+                &format!(
+                    "the VMM process ended with {status}{}{}",
+                    if log.is_empty() { "" } else { ": " },
+                    log
+                ),
                 "bulkhead doctor",
             ),
             Self::AgentSilent { .. } => advice(
@@ -166,9 +173,10 @@ impl EngineError {
             Self::Agent(e) => advice(e, "the image's guest is not to be trusted; its machine was ended"),
             Self::Start(failure) => advice(&failure.text, start_hint(failure.kind)),
             Self::NoContainer(_) => advice(&"there is none with this id or name", "bulkhead ps -a"),
-            Self::DiskFull { action } => {
-                advice(&format!("{action} needs more than is free"), "free some space, then run the command again")
-            }
+            Self::DiskFull { action } => advice(
+                &format!("{action} needs more than is free"),
+                "free some space, then run the command again",
+            ),
             Self::Io { source, .. } => advice(source, "mend the cause, then run the command again"),
         }
     }

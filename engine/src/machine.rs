@@ -254,7 +254,10 @@ impl PendingConnection {
         while !line.ends_with(b"\n") {
             let mut byte = [0u8; 1];
             if io::Read::read(&mut self.0, &mut byte)? == 0 || line.len() > 64 {
-                return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "the guest refused the connection"));
+                return Err(io::Error::new(
+                    io::ErrorKind::ConnectionRefused,
+                    "the guest refused the connection",
+                ));
             }
             line.push(byte[0]);
         }

@@ -38,7 +38,8 @@ impl Paths {
         let cache = variable("BULKHEAD_CACHE").unwrap_or_else(|| {
             variable("XDG_CACHE_HOME").unwrap_or_else(|| home.join(".cache")).join("bulkhead")
         });
-        let beside = env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)).unwrap_or_default();
+        let beside =
+            env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)).unwrap_or_default();
         let library = variable("BULKHEAD_LIB").unwrap_or(beside);
         let paths = Self { root, cache, library };
         for directory in [paths.root.clone(), paths.containers(), paths.cache_files()] {
@@ -75,8 +76,12 @@ impl Paths {
     /// It has not been built.
     pub fn kernel(&self, accelerator: Accelerator) -> Result<PathBuf, EngineError> {
         let (variable, file, part, make) = match accelerator {
-            Accelerator::Uml => ("BULKHEAD_KERNEL_UML", "uml/linux", "guest kernel for uml", "make kernel-uml"),
-            Accelerator::Kvm => ("BULKHEAD_KERNEL_KVM", "kvm/vmlinux", "guest kernel for kvm", "make kernel-kvm"),
+            Accelerator::Uml => {
+                ("BULKHEAD_KERNEL_UML", "uml/linux", "guest kernel for uml", "make kernel-uml")
+            }
+            Accelerator::Kvm => {
+                ("BULKHEAD_KERNEL_KVM", "kvm/vmlinux", "guest kernel for kvm", "make kernel-kvm")
+            }
         };
         let path = env::var_os(variable).map_or_else(|| self.cache.join("kernels").join(file), PathBuf::from);
         existing(path, part, make)

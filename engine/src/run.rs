@@ -92,7 +92,10 @@ impl MachineSize {
         if asked > most {
             return Err(EngineError::Option {
                 option: format!("--cpus {}", f64::from(options.milli_cpus.unwrap_or(0)) / 1000.0),
-                why: format!("a machine of the {} accelerator has at most {most} vCPU(s)", accelerator.name()),
+                why: format!(
+                    "a machine of the {} accelerator has at most {most} vCPU(s)",
+                    accelerator.name()
+                ),
                 next: format!("ask for at most {most}, or use another --accel"),
             });
         }
@@ -157,8 +160,7 @@ fn supervise(
     };
     let machine = Machine::start(paths, container.directory(), hardware)?;
     timings.mark("vmm");
-    let hostname =
-        options.hostname.clone().unwrap_or_else(|| container.description.short_id().to_owned());
+    let hostname = options.hostname.clone().unwrap_or_else(|| container.description.short_id().to_owned());
     let spec = spec::build(&image.config, options, &hostname);
     let client = Client::new(machine.agent().try_clone().map_err(EngineError::io("sharing a socket"))?);
     let mut session = Session { client, machine, signals, accelerator, interrupts: 0 };
@@ -176,9 +178,7 @@ fn supervise(
     match result {
         // The VMM's own report knows more than a connection that broke.
         Err(EngineError::Agent(error)) => Err(match report {
-            Some(report) if report.reason != ExitReason::Killed => {
-                EngineError::Machine(Box::new(report))
-            }
+            Some(report) if report.reason != ExitReason::Killed => EngineError::Machine(Box::new(report)),
             _ => EngineError::Agent(error),
         }),
         Err(EngineError::AgentSilent { seconds, report: empty }) => {

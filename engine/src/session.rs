@@ -174,7 +174,9 @@ impl Session<'_> {
                 Wake::Messages(messages) => {
                     for message in messages {
                         match message {
-                            Message::Reply { id, result } if id == prepared => result.map_err(EngineError::Start)?,
+                            Message::Reply { id, result } if id == prepared => {
+                                result.map_err(EngineError::Start)?
+                            }
                             Message::Reply { id, result } if id == started => {
                                 result.map_err(EngineError::Start)?;
                                 start_deadline = None;
@@ -185,7 +187,9 @@ impl Session<'_> {
                             Message::Exited { process: ended, status, oom_killed } if ended == *process => {
                                 break 'ended (status, oom_killed);
                             }
-                            Message::Exited { .. } => return Err(broken("it spoke of a process that was never started")),
+                            Message::Exited { .. } => {
+                                return Err(broken("it spoke of a process that was never started"));
+                            }
                             Message::Hello { .. } => return Err(broken("it said hello twice")),
                         }
                     }

@@ -26,7 +26,8 @@ impl InputPump {
     /// The process is out of descriptors or threads.
     pub fn start(stream: UnixStream) -> io::Result<Self> {
         let (stopped, stop) = pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-        let thread = thread::Builder::new().name("stdin".into()).spawn(move || copy_input(stream, &stopped))?;
+        let thread =
+            thread::Builder::new().name("stdin".into()).spawn(move || copy_input(stream, &stopped))?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 }
@@ -44,7 +45,8 @@ fn copy_input(mut stream: UnixStream, stopped: &OwnedFd) {
     let stdin = io::stdin();
     let mut buffer = vec![0u8; BUFFER];
     loop {
-        let mut fds = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN), PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
+        let mut fds =
+            [PollFd::new(stdin.as_fd(), PollFlags::POLLIN), PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::NONE) {
             Err(nix::errno::Errno::EINTR) => continue,
             Err(_) => break,

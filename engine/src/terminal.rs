@@ -6,7 +6,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use agent::protocol::TerminalSize;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
-nix::ioctl_read_bad!(window_size, libc::TIOCGWINSZ, libc::winsize);
+mod sys {
+    nix::ioctl_read_bad!(
+        /// Asks a terminal for its size.
+        window_size,
+        libc::TIOCGWINSZ,
+        libc::winsize
+    );
+}
 
 /// Size when there is no terminal to ask.
 const DEFAULT_SIZE: TerminalSize = TerminalSize { rows: 24, columns: 80 };
@@ -17,7 +24,7 @@ pub fn size() -> TerminalSize {
     let ask = |fd: BorrowedFd<'_>| {
         let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
         // SAFETY: the pointer is to a winsize that lives through the call.
-        let asked = unsafe { window_size(fd.as_raw_fd(), &raw mut size) };
+        let asked = unsafe { sys::window_size(fd.as_raw_fd(), &raw mut size) };
         asked.ok().filter(|_| size.ws_row > 0 && size.ws_col > 0)?;
         Some(TerminalSize { rows: size.ws_row, columns: size.ws_col })
     };

@@ -23,7 +23,11 @@ impl Timings {
         if self.shown {
             let now = Instant::now();
             let step = now - self.last.replace(now);
-            eprintln!("timing {name:<8} {:>8.2} ms {:>8.2} ms", step.as_secs_f64() * 1e3, (now - self.start).as_secs_f64() * 1e3);
+            eprintln!(
+                "timing {name:<8} {:>8.2} ms {:>8.2} ms",
+                step.as_secs_f64() * 1e3,
+                (now - self.start).as_secs_f64() * 1e3
+            );
         }
     }
 }

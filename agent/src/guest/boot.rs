@@ -35,7 +35,13 @@ pub(crate) fn mount_kernel_file_systems() -> Result<(), AgentError> {
 /// The initramfs cannot be pivoted away from, so a tmpfs takes its place as the root.
 fn leave_initramfs() -> io::Result<()> {
     fs::create_dir_all("/root.new")?;
-    mount(Some("tmpfs"), "/root.new", Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755"))?;
+    mount(
+        Some("tmpfs"),
+        "/root.new",
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        Some("mode=0755"),
+    )?;
     chdir("/root.new")?;
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)?;
     chroot(".")?;

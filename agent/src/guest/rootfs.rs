@@ -33,7 +33,10 @@ pub(crate) fn prepare(request: &Prepare) -> Result<(), Failure> {
 fn device(name: &str) -> Result<String, Failure> {
     let plain = name.len() <= 8 && name.starts_with("vd") && name.bytes().all(|b| b.is_ascii_lowercase());
     if !plain {
-        return Err(Failure::new(FailureKind::Unsupported, format!("{name:?} is not the name of a virtio disk")));
+        return Err(Failure::new(
+            FailureKind::Unsupported,
+            format!("{name:?} is not the name of a virtio disk"),
+        ));
     }
     Ok(format!("/dev/{name}"))
 }

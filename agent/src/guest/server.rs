@@ -22,8 +22,8 @@ use super::pump::{Interest, Pump, set_nonblocking};
 use super::streams::{Opened, Streams};
 use super::{AgentError, Context, rootfs};
 use crate::protocol::{
-    self, CONTROL_PORT, Call, Decoder, ExitStatus, Failure, FailureKind, Message, ProcessId, Request, STREAM_PORT,
-    ShutdownMethod, Start, Stream,
+    self, CONTROL_PORT, Call, Decoder, ExitStatus, Failure, FailureKind, Message, ProcessId, Request,
+    STREAM_PORT, ShutdownMethod, Start, Stream,
 };
 
 const CONTROL: u64 = 0;
@@ -72,14 +72,17 @@ impl Server {
         let flags = SockFlag::SOCK_CLOEXEC;
         let vsock = || socket(AddressFamily::Vsock, SockType::Stream, flags, None).context("open a vsock");
         let listener = vsock()?;
-        bind(listener.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, STREAM_PORT)).context("bind the vsock")?;
+        bind(listener.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, STREAM_PORT))
+            .context("bind the vsock")?;
         listen(&listener, Backlog::new(64).context("listen")?).context("listen on the vsock")?;
         set_nonblocking(&listener).context("make the listener non-blocking")?;
         let control = vsock()?;
         connect(control.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_HOST, CONTROL_PORT))
             .context("connect to the host")?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("make an epoll")?;
-        for (fd, token) in [(control.as_fd(), CONTROL), (listener.as_fd(), LISTENER), (children.as_fd(), CHILDREN)] {
+        for (fd, token) in
+            [(control.as_fd(), CONTROL), (listener.as_fd(), LISTENER), (children.as_fd(), CHILDREN)]
+        {
             epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token)).context("watch a descriptor")?;
         }
         let server = Self {
@@ -182,9 +185,9 @@ impl Server {
             return Err(Failure::new(FailureKind::Unsupported, format!("{signal} is not a signal")));
         }
         // SAFETY: kill takes two integers; real-time signals have no name in nix's enum.
-        Errno::result(unsafe { libc::kill(process.pid.as_raw(), i32::from(signal)) })
-            .map(drop)
-            .map_err(|e| Failure::new(FailureKind::Other, format!("the signal could not be sent: {}", e.desc())))
+        Errno::result(unsafe { libc::kill(process.pid.as_raw(), i32::from(signal)) }).map(drop).map_err(|e| {
+            Failure::new(FailureKind::Other, format!("the signal could not be sent: {}", e.desc()))
+        })
     }
 
     fn accept_stream(&mut self) -> Result<(), AgentError> {
@@ -226,7 +229,10 @@ impl Server {
 
     fn start(&mut self, id: u64, start: &Start) -> Result<(), Failure> {
         if self.processes.len() >= MAX_PROCESSES || self.processes.contains_key(&start.process) {
-            return Err(Failure::new(FailureKind::Other, "the process exists already, or there are too many"));
+            return Err(Failure::new(
+                FailureKind::Other,
+                "the process exists already, or there are too many",
+            ));
         }
         let other = |e: &dyn std::fmt::Display| Failure::new(FailureKind::Other, e.to_string());
         let mut starting = container::start(start)?;
@@ -254,7 +260,12 @@ impl Server {
         Ok(())
     }
 
-    fn add_pump(&mut self, (connection, pending): Opened, pipe: OwnedFd, stream: Stream) -> Result<(), AgentError> {
+    fn add_pump(
+        &mut self,
+        (connection, pending): Opened,
+        pipe: OwnedFd,
+        stream: Stream,
+    ) -> Result<(), AgentError> {
         let pump = match stream {
             Stream::Stdin => Pump::new(connection, pipe, pending),
             Stream::Stdout | Stream::Stderr => Pump::new(pipe, connection, Vec::new()),
@@ -326,7 +337,9 @@ impl Server {
         while let Ok(Some(_)) = self.children.read_signal() {}
         loop {
             let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid, ExitStatus::Code(u8::try_from(code & 0xff).unwrap_or(255))),
+                Ok(WaitStatus::Exited(pid, code)) => {
+                    (pid, ExitStatus::Code(u8::try_from(code & 0xff).unwrap_or(255)))
+                }
                 Ok(WaitStatus::Signaled(pid, signal, _)) => {
                     (pid, ExitStatus::Signal(u8::try_from(signal as i32).unwrap_or(0)))
                 }

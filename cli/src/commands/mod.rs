@@ -21,8 +21,7 @@ pub fn execute(command: Command) -> Result<u8, EngineError> {
         Command::Rm(args) => rm::execute(&paths, &args),
         Command::Doctor => Ok(doctor::execute(&paths)),
         Command::Accelerator => {
-            let chosen =
-                accelerator::choose(AcceleratorChoice::Auto, Isolation::Any, &paths.cache_files())?;
+            let chosen = accelerator::choose(AcceleratorChoice::Auto, Isolation::Any, &paths.cache_files())?;
             println!("{}", chosen.accelerator.name());
             Ok(0)
         }

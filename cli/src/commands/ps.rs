@@ -21,7 +21,13 @@ pub fn execute(paths: &Paths, args: &Ps) -> Result<u8, EngineError> {
     };
     row(["CONTAINER ID", "IMAGE", "COMMAND", "STATUS", "BOUNDARY"]);
     for c in shown {
-        row([c.short_id(), &c.image, &command(c), &status(c), &format!("{} ({})", c.accelerator, c.boundary)]);
+        row([
+            c.short_id(),
+            &c.image,
+            &command(c),
+            &status(c),
+            &format!("{} ({})", c.accelerator, c.boundary),
+        ]);
     }
     Ok(0)
 }

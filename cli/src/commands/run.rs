@@ -13,7 +13,8 @@ use crate::args::Run;
 
 pub fn execute(paths: &Paths, args: Run) -> Result<u8, EngineError> {
     let options = RunOptions::try_from(request(args))?;
-    if options.interactive && options.terminal == engine::TerminalMode::Allocate && !io::stdin().is_terminal() {
+    if options.interactive && options.terminal == engine::TerminalMode::Allocate && !io::stdin().is_terminal()
+    {
         return Err(EngineError::Option {
             option: "-it".to_owned(),
             why: "the input device is not a TTY".to_owned(),
@@ -79,7 +80,9 @@ impl Progress for Console {
         match event {
             Event::Resolved { layers, .. } => eprintln!("bulkhead: making the image ready ({layers} layers)"),
             Event::LayerDone { layer, .. } => eprintln!("bulkhead: layer {} is ready", layer + 1),
-            Event::Retry { reason, attempt } => eprintln!("bulkhead: trying again (attempt {attempt}): {reason}"),
+            Event::Retry { reason, attempt } => {
+                eprintln!("bulkhead: trying again (attempt {attempt}): {reason}")
+            }
             _ => {}
         }
     }

@@ -2,8 +2,8 @@
 
 use std::str::FromStr;
 
-use caps::{CapSet, Capability, CapsHashSet};
 use crate::protocol::spec::Capabilities;
+use caps::{CapSet, Capability, CapsHashSet};
 
 /// The sets in the kernel's terms.
 pub(super) struct Sets {

@@ -17,12 +17,14 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use nix::fcntl::OFlag;
-use nix::sys::socket::{AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair};
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair,
+};
 use nix::unistd::{Pid, pipe2};
 
 pub(crate) use cgroup::Cgroup;
-pub(crate) use terminal::resize;
 use plan::Plan;
+pub(crate) use terminal::resize;
 
 use super::Context;
 use crate::protocol::{Failure, FailureKind, Start, TerminalSize};
@@ -75,8 +77,9 @@ pub(crate) fn start(request: &Start) -> Result<Starting, Failure> {
             .context("make the report socket")
             .map_err(other)?;
     super::pump::set_nonblocking(&report).context("make the report socket non-blocking").map_err(other)?;
-    let (pipes, stdio) = make_stdio(request.stdin, request.terminal).context("make the standard pipes").map_err(other)?;
-    let pid = stage::fork(&plan, &cgroup, stdio, child_report).context("fork").map_err(other)?;
+    let (pipes, stdio) =
+        make_stdio(request.stdin, request.terminal).context("make the standard pipes").map_err(other)?;
+    let pid = stage::fork(&plan, &cgroup, stdio, &child_report).context("fork").map_err(other)?;
     Ok(Starting { pid, cgroup, report, pipes })
 }
 
@@ -115,7 +118,12 @@ impl Starting {
         let mut terminal = None;
         let length = {
             let mut io = [std::io::IoSliceMut::new(&mut text)];
-            match recvmsg::<()>(self.report.as_raw_fd(), &mut io, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
+            match recvmsg::<()>(
+                self.report.as_raw_fd(),
+                &mut io,
+                Some(&mut space),
+                MsgFlags::MSG_CMSG_CLOEXEC,
+            ) {
                 Ok(message) => {
                     for part in message.cmsgs().into_iter().flatten() {
                         if let ControlMessageOwned::ScmRights(fds) = part {
@@ -132,10 +140,9 @@ impl Starting {
         match (terminal, length) {
             (Some(master), _) => Report::Terminal(master),
             (None, 0) => Report::Running,
-            (None, n) => Report::Failed(
-                serde_json::from_slice(&text[..n])
-                    .unwrap_or_else(|_| Failure::new(FailureKind::Other, "the container's first process failed")),
-            ),
+            (None, n) => Report::Failed(serde_json::from_slice(&text[..n]).unwrap_or_else(|_| {
+                Failure::new(FailureKind::Other, "the container's first process failed")
+            })),
         }
     }
 }

@@ -25,7 +25,10 @@ impl<'a> Plan<'a> {
         let spec = &request.spec;
         let process = &spec.process;
         if process.args.first().is_none_or(String::is_empty) {
-            return Err(Failure::new(FailureKind::NotFound, "no command was given, and the image names none"));
+            return Err(Failure::new(
+                FailureKind::NotFound,
+                "no command was given, and the image names none",
+            ));
         }
         check_bounds(spec)?;
         let user = if request.user.is_empty() {
@@ -70,11 +73,16 @@ fn check_bounds(spec: &Spec) -> Result<(), Failure> {
     }
     for key in linux.sysctl.keys() {
         if !key.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b)) || key.contains("..") {
-            return Err(malformed("the name of a sysctl holds other characters than letters, digits, . _ - /"));
+            return Err(malformed(
+                "the name of a sysctl holds other characters than letters, digits, . _ - /",
+            ));
         }
     }
     if let Some(limit) = process.rlimits.iter().find(|l| rlimits::resource(&l.kind).is_none()) {
-        return Err(Failure::new(FailureKind::Unsupported, format!("there is no resource limit {:?}", limit.kind)));
+        return Err(Failure::new(
+            FailureKind::Unsupported,
+            format!("there is no resource limit {:?}", limit.kind),
+        ));
     }
     Ok(())
 }

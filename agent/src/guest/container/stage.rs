@@ -15,13 +15,11 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_no_new_privs;
 use nix::sys::resource::setrlimit;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socket,
-};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socket};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{
-    Gid, Pid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchown, setgroups, sethostname, setresgid,
-    setresuid, setsid,
+    Gid, Pid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchown, setgroups, sethostname,
+    setresgid, setresuid, setsid,
 };
 
 use super::capabilities::Sets;
@@ -35,15 +33,15 @@ use crate::protocol::{Failure, FailureKind};
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Forks into new namespaces. The parent gets the child's pid; the child never returns.
-pub(super) fn fork(plan: &Plan<'_>, cgroup: &Cgroup, stdio: Stdio, report: OwnedFd) -> io::Result<Pid> {
+pub(super) fn fork(plan: &Plan<'_>, cgroup: &Cgroup, stdio: Stdio, report: &OwnedFd) -> io::Result<Pid> {
     let flags = plan.namespaces.bits() | libc::SIGCHLD;
     // SAFETY: without CLONE_VM and with a null stack this is a fork; the process has one thread, so the child's copy of every
     // lock is free.
     let pid = unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0) };
     match pid {
         0 => {
-            let Err(failure) = become_container(plan, cgroup, stdio, &report);
-            report_failure(&report, &failure);
+            let Err(failure) = become_container(plan, cgroup, stdio, report);
+            report_failure(report, &failure);
             // SAFETY: ends the child at once, without the parent's exit handlers.
             unsafe { libc::_exit(1) }
         }
@@ -64,7 +62,12 @@ impl From<AgentError> for Failure {
     }
 }
 
-fn become_container(plan: &Plan<'_>, cgroup: &Cgroup, stdio: Stdio, report: &OwnedFd) -> Result<Infallible, Failure> {
+fn become_container(
+    plan: &Plan<'_>,
+    cgroup: &Cgroup,
+    stdio: Stdio,
+    report: &OwnedFd,
+) -> Result<Infallible, Failure> {
     reset_signals().context("reset signals")?;
     setsid().context("start a session")?;
     cgroup.enter()?;
@@ -125,7 +128,8 @@ fn bring_loopback_up() -> io::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
         *to = libc::c_char::from_ne_bytes([*from]);
     }
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or_default();
+    request.ifr_ifru.ifru_flags =
+        libc::c_short::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or_default();
     // SAFETY: the pointer is to an ifreq that lives through the call.
     Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })?;
     Ok(())
@@ -214,7 +218,8 @@ fn take_identity(plan: &Plan<'_>, identity: &Identity) -> Result<(), AgentError>
 fn execute(args: &[String], env: &[String]) -> Result<Infallible, Failure> {
     let program = &args[0];
     let c_string = |s: &String| {
-        CString::new(s.as_bytes()).map_err(|_| Failure::new(FailureKind::Other, "an argument holds a NUL byte"))
+        CString::new(s.as_bytes())
+            .map_err(|_| Failure::new(FailureKind::Other, "an argument holds a NUL byte"))
     };
     let c_args = args.iter().map(c_string).collect::<Result<Vec<_>, _>>()?;
     let c_env = env.iter().map(c_string).collect::<Result<Vec<_>, _>>()?;

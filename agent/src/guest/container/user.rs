@@ -45,9 +45,11 @@ fn resolve_in(user: &str, passwd: &str, group: &str) -> Result<Identity, String>
     let uid = from_entry(2)
         .or(number)
         .ok_or_else(|| format!("unable to find user {name}: no matching entries in passwd file"))?;
-    let home = entry.as_ref().map(|fields| fields[5]).filter(|home| !home.is_empty()).unwrap_or("/").to_owned();
+    let home =
+        entry.as_ref().map(|fields| fields[5]).filter(|home| !home.is_empty()).unwrap_or("/").to_owned();
 
-    let groups = || group.lines().map(|l| l.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 4);
+    let groups =
+        || group.lines().map(|l| l.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 4);
     let gid = match group_name.filter(|g| !g.is_empty()) {
         None => from_entry(3).unwrap_or(0),
         Some(wanted) => groups()
@@ -74,7 +76,8 @@ fn resolve_in(user: &str, passwd: &str, group: &str) -> Result<Identity, String>
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\nbroken\nbad:x:x:y::/:\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\nbroken\nbad:x:x:y::/:\n";
     const GROUP: &str = "root:x:0:\nstaff:x:50:app,other\napp:x:1001:\nbroken\n";
 
     #[test]
