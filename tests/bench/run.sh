@@ -10,6 +10,7 @@ work=$(mktemp -d)
 containerd_pid=
 cleanup() {
     [ -z "$containerd_pid" ] || { kill "$containerd_pid" && wait "$containerd_pid"; } 2> /dev/null || true
+    umount -l "$work/podman/overlay" 2> /dev/null || true
     rm -rf "$work"
 }
 trap cleanup EXIT
@@ -24,7 +25,7 @@ add() { # name, command; it is run once to see whether it works, and to fill cac
     fi
 }
 
-"$bulkhead" run --rm "oci:$image" true 2> /dev/null
+"$bulkhead" run --rm "oci:$image" true > /dev/null 2>&1
 accelerator=$("$bulkhead" accelerator)
 add "bulkhead run ($accelerator)" "$bulkhead run --rm oci:$image echo hello"
 [ "$accelerator" = uml ] || add "bulkhead run (uml)" "$bulkhead run --rm --accel uml oci:$image echo hello"
@@ -56,7 +57,7 @@ if command -v podman > /dev/null; then
     (cd "$image" && tar -cf "$work/podman.tar" .)
     podman="podman --root $work/podman --runroot $work/podman-run --cgroup-manager cgroupfs --events-backend none"
     loaded=$($podman load -q -i "$work/podman.tar" 2>&1 | sed -n 's/^Loaded image: //p' | head -n 1) || true
-    add "podman run" "$podman run --rm --network none ${loaded:-none} echo hello"
+    add "podman run" "$podman run --rm --runtime runc --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 --network none ${loaded:-none} echo hello"
 fi
 
 for i in "${!names[@]}"; do : > "$work/times-$i"; done
