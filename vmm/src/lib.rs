@@ -11,6 +11,7 @@
 pub mod config;
 pub mod console;
 pub mod control;
+pub mod kvm;
 pub mod machine;
 pub mod transport;
 pub mod virtio;

@@ -1,0 +1,85 @@
+//! What it takes to run Linux on a KVM that interprets guest kernels in software. Active only where the probe says so,
+//! never on hardware.
+//!
+//! Such a KVM runs user mode natively, but kernel mode in KVM's instruction emulator, which is incomplete in three ways:
+//!
+//! - it lacks instructions: they come out as internal errors and are finished here ([`instruction`]);
+//! - SYSCALL jumps to the kernel's entry without entering kernel mode ([`syscall`]);
+//! - features that guest kernels should not use cannot all be masked by CPUID: the command line turns them off.
+
+mod decode;
+mod instruction;
+mod syscall;
+
+use kvm_bindings::kvm_cpuid_entry2;
+use kvm_ioctls::{VcpuFd, VmFd};
+use vm_memory::GuestMemoryMmap;
+
+use self::syscall::Trampoline;
+use super::KvmError;
+
+/// Keeps the kernel from instructions that the emulator lacks, and from waits that cost seconds.
+pub const COMMAND_LINE: &str = "noxsave clearcpuid=smap,popcnt,erms,fsrm,fsgsbase,rdrand,rdseed noreplace-smp percpu_alloc=page lpj=1000000 rodata=off";
+
+/// Leaf 1, ECX: CMPXCHG16B, x2APIC, TSC deadline, OSXSAVE.
+const LEAF1_ECX_MASKED: u32 = 1 << 13 | 1 << 27;
+/// Leaf 7, EBX: INVPCID.
+const LEAF7_EBX_MASKED: u32 = 1 << 10;
+
+/// Takes away the features that such a KVM lets be masked.
+pub fn mask_features(leaves: &mut [kvm_cpuid_entry2]) {
+    for leaf in leaves {
+        match (leaf.function, leaf.index) {
+            (1, _) => leaf.ecx &= !LEAF1_ECX_MASKED & !(1 << 17),
+            (7, 0) => leaf.ebx &= !LEAF7_EBX_MASKED,
+            _ => {}
+        }
+    }
+}
+
+/// The help that one vCPU needs.
+#[derive(Clone)]
+pub struct Software {
+    memory: GuestMemoryMmap,
+    trampoline: Trampoline,
+}
+
+impl Software {
+    /// Prepares a VM. `memory` is the guest's RAM.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn prepare(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<Self, KvmError> {
+        Ok(Self { memory: memory.clone(), trampoline: Trampoline::install(vm)? })
+    }
+
+    /// Whether a store to this address is the trampoline's.
+    #[must_use]
+    pub fn claims(&self, address: u64) -> bool {
+        self.trampoline.claims(address)
+    }
+
+    /// Finishes a store that [`Self::claims`] accepted.
+    ///
+    /// # Errors
+    /// The vCPU is in no state in which this makes sense, or KVM refused.
+    pub fn store(&mut self, vcpu: &VcpuFd, _address: u64) -> Result<(), String> {
+        self.trampoline.enter_kernel(vcpu)
+    }
+
+    /// The guest writes a model-specific register that the filter holds back.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn write_msr(&mut self, vcpu: &VcpuFd, index: u32, value: u64) -> Result<(), String> {
+        self.trampoline.write_msr(vcpu, &self.memory, index, value)
+    }
+
+    /// Finishes an instruction that KVM could not execute.
+    ///
+    /// # Errors
+    /// It is not one that is known here, or its operand is not there.
+    pub fn finish_instruction(&mut self, vcpu: &VcpuFd, bytes: &[u8]) -> Result<(), String> {
+        instruction::finish(vcpu, &self.memory, bytes)
+    }
+}

@@ -1,0 +1,149 @@
+//! One thread per vCPU: runs the guest and answers its exits.
+
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use super::KvmError;
+use super::bus::Bus;
+use super::exit::{InternalError, registers};
+use super::outcome::Outcome;
+use super::quirks::Software;
+use crate::control::ExitReason;
+
+/// A vCPU with all that its thread needs.
+pub struct Vcpu {
+    /// Its descriptor.
+    pub fd: VcpuFd,
+    /// What answers its exits.
+    pub bus: Arc<Bus>,
+    /// Where it reports the machine's end.
+    pub outcome: Arc<Outcome>,
+    /// What a KVM without hardware needs.
+    pub quirk: Option<Software>,
+}
+
+/// What is left to do once the borrow of the exit record has ended.
+enum Next {
+    Run,
+    Internal,
+    Stored(u64),
+    Msr { index: u32, data: u64 },
+    End(ExitReason, &'static str),
+}
+
+extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+/// Makes the signal that gets vCPU threads out of the guest harmless to the process.
+///
+/// # Errors
+/// The host refused the handler.
+pub fn prepare_kicks() -> Result<(), KvmError> {
+    register_signal_handler(SIGRTMIN(), ignore).map_err(KvmError::call("handle the vCPU signal"))
+}
+
+/// Stops the threads of a machine that has ended.
+pub fn stop(threads: Vec<JoinHandle<()>>) {
+    for thread in threads {
+        // A signal that comes between a thread's look at the outcome and its entry into the guest is lost: repeat.
+        while !thread.is_finished() {
+            let _ = thread.kill(SIGRTMIN());
+            thread::sleep(Duration::from_micros(100));
+        }
+        let _ = thread.join();
+    }
+}
+
+impl Vcpu {
+    /// Runs until the machine has ended.
+    pub fn run(mut self) {
+        while !self.outcome.has_ended() {
+            match self.step() {
+                Next::Run => {}
+                Next::End(reason, what) => {
+                    self.outcome.end(reason, format!("{what}; {}", registers(&self.fd)));
+                }
+                Next::Internal => self.internal_error(),
+                Next::Stored(address) => self.stored(address),
+                Next::Msr { index, data } => self.msr(index, data),
+            }
+        }
+    }
+
+    fn step(&mut self) -> Next {
+        let bus = &self.bus;
+        match self.fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => bus.port_write(port, data),
+            Ok(VcpuExit::IoIn(port, data)) => bus.port_read(port, data),
+            Ok(VcpuExit::MmioRead(address, data)) => bus.read(address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                if self.quirk.as_ref().is_some_and(|quirk| quirk.claims(address)) {
+                    return Next::Stored(address);
+                }
+                bus.write(address, data);
+            }
+            Ok(VcpuExit::X86Wrmsr(exit)) => return Next::Msr { index: exit.index, data: exit.data },
+            Ok(VcpuExit::Intr) => {}
+            Ok(VcpuExit::Shutdown) => return Next::End(ExitReason::TripleFault, "triple fault"),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN | KVM_SYSTEM_EVENT_RESET, _)) => {
+                self.outcome.end(ExitReason::Shutdown, "");
+            }
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => {
+                return Next::End(ExitReason::Panic, "the guest reported a crash");
+            }
+            Ok(VcpuExit::InternalError) => return Next::Internal,
+            Ok(VcpuExit::FailEntry(reason, cpu)) => {
+                let text = format!("KVM cannot enter the guest: reason {reason:#x}, host CPU {cpu}");
+                self.outcome.end(ExitReason::Internal, text);
+            }
+            Ok(VcpuExit::MemoryFault { gpa, .. }) => {
+                let text = format!("guest memory at {gpa:#x} cannot be given: the host is out of memory");
+                self.outcome.end(ExitReason::Internal, text);
+            }
+            Ok(other) => {
+                let text = format!("unexpected exit {other:?}");
+                self.outcome.end(ExitReason::Internal, text);
+            }
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+            Err(error) => {
+                self.outcome.end(ExitReason::Internal, format!("KVM_RUN failed: {error}"));
+            }
+        }
+        Next::Run
+    }
+
+    fn internal_error(&mut self) {
+        let error = InternalError::of(&mut self.fd);
+        let helped = match (&mut self.quirk, error.instruction()) {
+            (Some(quirk), Some(bytes)) => quirk.finish_instruction(&self.fd, &bytes),
+            _ => Err("no help for it".to_owned()),
+        };
+        if let Err(why) = helped {
+            let text = format!("{} ({why}); {}", error.describe(), registers(&self.fd));
+            self.outcome.end(ExitReason::Internal, text);
+        }
+    }
+
+    fn stored(&mut self, address: u64) {
+        let Some(quirk) = &mut self.quirk else {
+            return;
+        };
+        if let Err(why) = quirk.store(&self.fd, address) {
+            self.outcome.end(ExitReason::Internal, format!("{why}; {}", registers(&self.fd)));
+        }
+    }
+
+    fn msr(&mut self, index: u32, data: u64) {
+        let done = match &mut self.quirk {
+            Some(quirk) => quirk.write_msr(&self.fd, index, data),
+            None => Err("unexpected write of a model-specific register".to_owned()),
+        };
+        if let Err(why) = done {
+            self.outcome.end(ExitReason::Internal, format!("MSR {index:#x}: {why}"));
+        }
+    }
+}
