@@ -1,1 +1,40 @@
 //! Bulkhead's image store: OCI references, registries, layers, and EROFS rootfs disks.
+//!
+//! [`Store::ensure`] takes an image from a registry, an OCI layout or an archive to a [`RootfsDisk`]: a read-only
+//! block device of EROFS metadata followed by the layers' data, which all images with a layer share.
+//! [`Store::cached`] finds what is already here.
+//!
+//! Image bytes are hostile. Everything is bounded by [`Limits`], digests are verified before content is used, and no
+//! path of a layer touches the host's file system.
+//!
+//! Modules, each using only those to its right:
+//! ```text
+//! store -> source -> manifest -> reference -> digest -> error
+//!   |  \-> erofs -> tree
+//!   |  \-> merge -> tree -> layer::index
+//!   \----> layer (pipe -> pass -> header, pax, path, sparse, xattr, data, index)
+//! ```
+
+mod digest;
+mod disk;
+mod erofs;
+mod error;
+mod layer;
+mod limits;
+mod manifest;
+mod merge;
+mod progress;
+mod reference;
+mod source;
+mod store;
+mod tree;
+
+pub use digest::Digest;
+pub use disk::{Extent, RootfsDisk};
+pub use error::{Error, Result};
+pub use limits::Limits;
+pub use manifest::Platform;
+pub use oci_spec;
+pub use progress::{Event, Progress, Quiet};
+pub use reference::{Reference, Source};
+pub use store::{Image, Store};

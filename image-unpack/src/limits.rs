@@ -1,0 +1,53 @@
+//! Bounds on everything an image may ask of the host. All are checked while streaming, before the resource is
+//! spent.
+
+/// Bounds that an image must keep. The defaults admit every image seen in practice.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Layers of one image.
+    pub layers: usize,
+    /// Bytes of one layer's tar stream, and of the data it may expand to (sparse files included).
+    pub layer_bytes: u64,
+    /// Tar stream bytes per compressed byte, applied once a layer has expanded beyond [`Limits::ratio_floor`].
+    pub ratio: u64,
+    /// Bytes of tar stream below which the ratio is not judged: small layers of zeros compress very well.
+    pub ratio_floor: u64,
+    /// Entries of one layer, and inodes of one image.
+    pub entries: u32,
+    /// Bytes of all entry names of one image.
+    pub name_bytes: usize,
+    /// Bytes of one path.
+    pub path_len: usize,
+    /// Components of one path.
+    pub depth: usize,
+    /// Bytes of one PAX or GNU extension header.
+    pub extension: usize,
+    /// Bytes of one entry's extended attributes.
+    pub xattrs: usize,
+    /// Bytes of one manifest, index or configuration.
+    pub document: u64,
+    /// Members of an archive (docker-archive, oci-archive).
+    pub archive_members: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            layers: 127,
+            layer_bytes: 64 << 30,
+            ratio: 200,
+            ratio_floor: 1 << 30,
+            entries: 750_000,
+            name_bytes: 16 << 20,
+            path_len: 4095,
+            depth: 512,
+            extension: 1 << 20,
+            xattrs: 64 << 10,
+            document: 4 << 20,
+            archive_members: 4096,
+        }
+    }
+}
+
+/// One path component, as Linux bounds it.
+pub(crate) const NAME_MAX: usize = 255;
