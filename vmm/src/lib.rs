@@ -8,10 +8,13 @@
 //! - [`virtio`]: every device once, as queue logic that knows no transport;
 //! - [`transport`]: how a device's queues reach its driver.
 
+pub mod assemble;
 pub mod config;
 pub mod console;
 pub mod control;
+pub mod jail;
 pub mod kvm;
 pub mod machine;
 pub mod transport;
+pub mod uml;
 pub mod virtio;

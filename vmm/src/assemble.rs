@@ -1,0 +1,125 @@
+//! From a boot request to a machine that ran: checks the configuration, turns its descriptors into devices, and hands
+//! all to the accelerator.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::config::{Accelerator, ConfigError, Fd, MachineConfig, VsockConfig};
+use crate::console::ConsoleRing;
+use crate::control::{ControlSocket, Event, ExitReason, ExitReport, Request};
+use crate::machine::Parts;
+use crate::virtio::VirtioDevice;
+use crate::virtio::block::{Block, BlockError};
+use crate::virtio::rng::Rng;
+use crate::virtio::vsock::Vsock;
+use crate::{kvm, uml};
+
+/// Why a machine cannot be assembled.
+#[derive(Debug, thiserror::Error)]
+pub enum AssembleError {
+    /// A bound does not hold.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A disk cannot be used.
+    #[error(transparent)]
+    Block(#[from] BlockError),
+    /// A device cannot be made.
+    #[error("cannot make the {device} device: {error}")]
+    Device {
+        /// Its name.
+        device: &'static str,
+        /// The host's error.
+        error: io::Error,
+    },
+    /// A descriptor cannot be copied.
+    #[error("cannot take the configuration's descriptors: {0}")]
+    Descriptors(io::Error),
+}
+
+/// Serves one control socket: waits for the boot request, runs the machine, sends the report.
+///
+/// # Errors
+/// The socket failed, or the first request is not a boot request. The supervisor going away is no error.
+pub fn serve(control: &ControlSocket, console: &ConsoleRing) -> io::Result<()> {
+    let Some((request, descriptors)) = control.receive::<Request>()? else {
+        return Ok(());
+    };
+    let arrival = Instant::now();
+    let config = match request {
+        Request::Boot(config) => config,
+        Request::Kill => return Ok(()),
+    };
+    let report = boot(*config, descriptors, control, console, arrival);
+    match control.send(&Event::Ended(report), &[]) {
+        // The supervisor went away first, which is what ended the machine.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// Runs the machine that a boot request describes.
+#[must_use]
+pub fn boot(
+    config: MachineConfig,
+    descriptors: Vec<OwnedFd>,
+    control: &ControlSocket,
+    console: &ConsoleRing,
+    arrival: Instant,
+) -> ExitReport {
+    match assemble(config, descriptors, console) {
+        Ok(parts) => match parts.config.accelerator {
+            Accelerator::Kvm => kvm::run(parts, control, arrival),
+            Accelerator::Uml => uml::run(parts, control, arrival),
+        },
+        Err(error) => {
+            ExitReport { reason: ExitReason::BootFailed, detail: error.to_string(), console: console.text() }
+        }
+    }
+}
+
+/// Turns a configuration and its descriptors into a machine's parts.
+///
+/// # Errors
+/// The configuration breaks a bound, or a device cannot be made from it.
+pub fn assemble(
+    config: MachineConfig,
+    descriptors: Vec<OwnedFd>,
+    console: &ConsoleRing,
+) -> Result<Parts, AssembleError> {
+    config.validate(descriptors.len())?;
+    let files: Vec<Arc<File>> = descriptors.into_iter().map(|fd| Arc::new(File::from(fd))).collect();
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for (index, disk) in config.disks.iter().enumerate() {
+        devices.push(Box::new(Block::from_config(index, disk, &files)?));
+    }
+    if let Some(config) = &config.vsock {
+        devices.push(Box::new(vsock(config, &files)?));
+    }
+    let rng = Rng::new().map_err(|error| AssembleError::Device { device: "rng", error })?;
+    devices.push(Box::new(rng));
+    let kernel = take(&files, config.kernel)?;
+    let initramfs = take(&files, config.initramfs)?;
+    let kvm = config.kvm.map(|fd| take(&files, fd)).transpose()?;
+    Ok(Parts { config, kernel, initramfs, kvm, devices, console: console.clone() })
+}
+
+fn vsock(config: &VsockConfig, files: &[Arc<File>]) -> Result<Vsock, AssembleError> {
+    let listener = config.listener.map(|fd| take(files, fd).map(OwnedFd::from)).transpose()?;
+    let ports = config
+        .ports
+        .iter()
+        .map(|port| Ok((port.port, OwnedFd::from(take(files, port.socket)?))))
+        .collect::<Result<Vec<_>, AssembleError>>()?;
+    Vsock::new(config.guest_cid, listener, ports)
+        .map_err(|error| AssembleError::Device { device: "vsock", error })
+}
+
+/// A descriptor of its own for one use: the configuration may name one several times.
+fn take(files: &[Arc<File>], fd: Fd) -> Result<File, AssembleError> {
+    let index = usize::try_from(fd.0).unwrap_or(usize::MAX);
+    let file = files.get(index).ok_or(ConfigError::Descriptor(fd.0))?;
+    file.try_clone().map_err(AssembleError::Descriptors)
+}

@@ -1,0 +1,78 @@
+//! `bulkhead-vmm`: one machine's hardware. Its supervisor starts it with a control socket, and everything else comes
+//! over that socket.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::panic::PanicHookInfo;
+use std::process::ExitCode;
+use std::sync::OnceLock;
+
+use vmm::assemble;
+use vmm::console::ConsoleRing;
+use vmm::control::{ControlSocket, Event, ExitReason, ExitReport};
+use vmm::jail::sys;
+
+/// Where the control socket is unless the command line says otherwise.
+const CONTROL_FD: RawFd = 3;
+const USAGE: &str = "usage: bulkhead-vmm [--control-fd N] | --version";
+
+/// For the panic hook, which gets no context.
+static CONTROL: OnceLock<(ControlSocket, ConsoleRing)> = OnceLock::new();
+
+fn main() -> ExitCode {
+    match run(std::env::args().skip(1)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bulkhead-vmm: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(mut arguments: impl Iterator<Item = String>) -> Result<(), String> {
+    let fd = match (arguments.next().as_deref(), arguments.next(), arguments.next()) {
+        (Some("--version"), None, None) => {
+            println!("bulkhead-vmm {}", env!("CARGO_PKG_VERSION"));
+            return Ok(());
+        }
+        (None, None, None) => CONTROL_FD,
+        (Some("--control-fd"), Some(number), None) => {
+            number.parse().ok().filter(|fd| *fd > 2).ok_or(USAGE)?
+        }
+        _ => return Err(USAGE.to_owned()),
+    };
+    let control = enclose(fd).map_err(|error| format!("descriptor {fd} is not a control socket: {error}"))?;
+    let (control, console) = CONTROL.get_or_init(|| (control, ConsoleRing::default()));
+    std::panic::set_hook(Box::new(report_panic));
+    assemble::serve(control, console).map_err(|error| format!("control socket: {error}"))
+}
+
+/// Shuts the process off from what it may have inherited, and takes the control socket.
+fn enclose(fd: RawFd) -> io::Result<ControlSocket> {
+    let os = io::Error::from_raw_os_error;
+    sys::close_between(2, fd).map_err(os)?;
+    sys::close_from(fd.unsigned_abs() + 1, false).map_err(os)?;
+    sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map_err(os)?;
+    // Nobody but root may look into this process, which maps the guest's memory; and it leaves no core file.
+    sys::prctl(libc::PR_SET_DUMPABLE, 0).map_err(os)?;
+    let kind = nix::sys::socket::sockopt::SockType;
+    // SAFETY: only looked at: a number that is no descriptor is an error.
+    let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+    if nix::sys::socket::getsockopt(&borrowed, kind)? != nix::sys::socket::SockType::SeqPacket {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a SOCK_SEQPACKET socket"));
+    }
+    nix::fcntl::fcntl(borrowed, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+    // SAFETY: it is a descriptor, as was just seen, and the supervisor left it to this process.
+    Ok(ControlSocket::from_fd(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// A panic is a bug, perhaps provoked by the guest: it ends this machine, with a diagnosis.
+fn report_panic(info: &PanicHookInfo<'_>) {
+    let detail = format!("the VMM panicked: {info}").replace('\n', " ");
+    eprintln!("bulkhead-vmm: {detail}");
+    if let Some((control, console)) = CONTROL.get() {
+        let report = ExitReport { reason: ExitReason::Internal, detail, console: console.text() };
+        let _ = control.send(&Event::Ended(report), &[]);
+    }
+    std::process::exit(101);
+}

@@ -1,0 +1,58 @@
+//! Real boots of User Mode Linux: start, end, and the reasons for it.
+
+#[macro_use]
+mod uml_support;
+
+use uml_support::Setup;
+use vmm::control::{ExitReason, Request};
+
+#[test]
+fn a_guest_boots_talks_and_powers_off() {
+    let kernel = kernel_or_skip!();
+    let mut machine = Setup::new(&kernel, "hello").boot();
+    assert_eq!(machine.started(), "user-space kernel");
+    machine.expect("hello");
+    println!("VMM's exec to the guest's first word: {:?}", machine.began.elapsed());
+    let began = machine.began;
+    let report = machine.ended();
+    println!("VMM's exec to its exit: {:?}", began.elapsed());
+    assert_eq!((report.reason, report.detail.as_str()), (ExitReason::Shutdown, ""), "{}", report.console);
+}
+
+#[test]
+fn a_reboot_is_an_end() {
+    let kernel = kernel_or_skip!();
+    let report = Setup::new(&kernel, "reboot").boot().ended();
+    assert_eq!(report.reason, ExitReason::Shutdown, "{report:?}");
+}
+
+#[test]
+fn a_panic_is_reported_with_the_console() {
+    let kernel = kernel_or_skip!();
+    let report = Setup::new(&kernel, "panic").boot().ended();
+    assert_eq!(report.reason, ExitReason::Panic, "{report:?}");
+    assert!(report.detail.contains("Attempted to kill init"), "{}", report.detail);
+    assert!(report.console.contains("Kernel panic - not syncing"), "{}", report.console);
+}
+
+#[test]
+fn a_guest_that_never_answers_is_killed() {
+    let kernel = kernel_or_skip!();
+    for test in ["hang", "spin"] {
+        let mut machine = Setup::new(&kernel, test).boot();
+        machine.expect(if test == "hang" { "hanging" } else { "spinning" });
+        let began = std::time::Instant::now();
+        machine.control.send(&Request::Kill, &[]).unwrap();
+        let report = machine.ended();
+        assert_eq!(report.reason, ExitReason::Killed, "{report:?}");
+        assert!(began.elapsed().as_millis() < 500, "{:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn guest_processes_come_and_go() {
+    let kernel = kernel_or_skip!();
+    let mut machine = Setup::new(&kernel, "fork").boot();
+    machine.expect("forked");
+    assert_eq!(machine.ended().reason, ExitReason::Shutdown);
+}
