@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use vmm::config::Accelerator;
-use vmm::kvm::probe::{self, Verdict};
+use vmm::kvm::{self, Probe};
 
 use crate::EngineError;
 use crate::options::{AcceleratorChoice, Isolation};
@@ -58,12 +58,10 @@ struct Remembered {
 pub fn probe() -> Kvm {
     match open_kvm() {
         Err(why) => Kvm::Unusable { why },
-        Ok(file) => match probe::probe(&file) {
-            Verdict::Hardware { .. } => Kvm::Hardware,
-            Verdict::Software { nanoseconds_per_instruction } => {
-                Kvm::Software { nanoseconds: nanoseconds_per_instruction }
-            }
-            Verdict::Unusable { why } => Kvm::Unusable { why },
+        Ok(file) => match kvm::probe(&file) {
+            Probe::Hardware => Kvm::Hardware,
+            Probe::Software { nanos } => Kvm::Software { nanoseconds: u64::from(nanos) },
+            Probe::Unusable { why } => Kvm::Unusable { why },
         },
     }
 }
