@@ -9,7 +9,7 @@
 //!
 //! Modules, each using only those to its right:
 //! ```text
-//! store -> source -> manifest -> reference -> digest -> error
+//! store -> source -> registry -> manifest -> reference -> digest -> error
 //!   |  \-> erofs -> tree
 //!   |  \-> merge -> tree -> layer::index
 //!   \----> layer (pipe -> pass -> header, pax, path, sparse, xattr, data, index)
@@ -25,6 +25,7 @@ mod manifest;
 mod merge;
 mod progress;
 mod reference;
+mod registry;
 mod source;
 mod store;
 mod tree;
@@ -37,4 +38,5 @@ pub use manifest::Platform;
 pub use oci_spec;
 pub use progress::{Event, Progress, Quiet};
 pub use reference::{Reference, Source};
+pub use registry::{Credentials, DockerConfig, Registries};
 pub use store::{Image, Store};

@@ -13,7 +13,9 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::manifest::{Descriptor, Document, Manifest, Platform, choose, parse_config, parse_document};
+use crate::progress::Progress;
 use crate::reference::Source;
+use crate::registry::{Registries, Remote};
 
 /// A layer as its source knows it.
 #[derive(Debug, Clone)]
@@ -45,8 +47,13 @@ pub(crate) trait Origin: Sync {
     fn layer<'a>(&'a self, image: &Resolved, number: usize) -> Result<Box<dyn Read + Send + 'a>>;
 }
 
-/// Opens a local source.
-pub(crate) fn open<'a>(source: &'a Source, limits: &'a Limits) -> Result<Box<dyn Origin + 'a>> {
+/// Opens a source.
+pub(crate) fn open<'a>(
+    source: &'a Source,
+    limits: &'a Limits,
+    registries: &'a Registries,
+    progress: &'a dyn Progress,
+) -> Result<Box<dyn Origin + 'a>> {
     Ok(match source {
         Source::Layout { path, tag } => Box::new(layout::Layout::directory(path, tag.as_deref())?),
         Source::LayoutArchive { path, tag } => {
@@ -55,7 +62,7 @@ pub(crate) fn open<'a>(source: &'a Source, limits: &'a Limits) -> Result<Box<dyn
         Source::DockerArchive { path, tag } => {
             Box::new(docker::DockerArchive::open(path, tag.as_deref(), limits)?)
         }
-        Source::Registry(_) => return Err(Error::Unsupported { what: "pulling from a registry".into() }),
+        Source::Registry(reference) => Box::new(Remote::new(reference, registries, progress)?),
     })
 }
 

@@ -43,7 +43,7 @@ impl Store {
     /// Any [`Error`]. Layers that were finished before it stay, and are not fetched again; nothing unfinished does.
     pub fn ensure(&self, source: &Source, platform: &Platform, progress: &dyn Progress) -> Result<Image> {
         let _lock = self.lock_shared()?;
-        let origin = source::open(source, &self.limits)?;
+        let origin = source::open(source, &self.limits, &self.registries, progress)?;
         let resolved = origin.resolve(platform, &self.limits)?;
         progress.event(Event::Resolved { id: resolved.id, layers: resolved.layers.len() });
         let reference = match source {

@@ -27,6 +27,7 @@ pub use records::Image;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
+use crate::registry::Registries;
 
 const VERSION: &[u8] = b"bulkhead image store 1\n";
 
@@ -35,6 +36,7 @@ const VERSION: &[u8] = b"bulkhead image store 1\n";
 pub struct Store {
     root: PathBuf,
     limits: Limits,
+    registries: Registries,
 }
 
 impl Store {
@@ -43,16 +45,16 @@ impl Store {
     /// # Errors
     /// [`Error::Io`], [`Error::DiskFull`]; [`Error::Unsupported`] if another version wrote it.
     pub fn open(dir: &Path) -> Result<Self> {
-        Self::open_with(dir, Limits::default())
+        Self::open_with(dir, Limits::default(), Registries::default())
     }
 
-    /// As [`Store::open`], with other bounds on images.
+    /// As [`Store::open`], with other bounds on images, and other ways to reach registries.
     ///
     /// # Errors
     /// As [`Store::open`].
-    pub fn open_with(dir: &Path, limits: Limits) -> Result<Self> {
+    pub fn open_with(dir: &Path, limits: Limits, registries: Registries) -> Result<Self> {
         let root = std::path::absolute(dir).map_err(|e| Error::io("find", dir, e))?;
-        let store = Self { root, limits };
+        let store = Self { root, limits, registries };
         match fs::read(store.path("version")) {
             Ok(found) if found == VERSION => {}
             Ok(_) => {

@@ -13,6 +13,7 @@ use crate::digest::Digest;
 use crate::disk::{Extent, RootfsDisk};
 use crate::error::{Error, Result};
 use crate::manifest::{Platform, parse_config};
+use crate::progress::Quiet;
 use crate::reference::{Reference, Source};
 use crate::source;
 
@@ -158,7 +159,7 @@ impl Store {
     pub fn cached(&self, source: &Source, platform: &Platform) -> Result<Option<Image>> {
         let _lock = self.lock_shared()?;
         let Source::Registry(reference) = source else {
-            let origin = source::open(source, &self.limits)?;
+            let origin = source::open(source, &self.limits, &self.registries, &Quiet)?;
             let resolved = origin.resolve(platform, &self.limits)?;
             return self.load(resolved.id);
         };
