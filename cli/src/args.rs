@@ -64,9 +64,12 @@ pub struct Run {
     /// The weakest wall accepted: any, or vm for a hardware virtual machine only
     #[arg(long, value_name = "WALL", default_value = "any")]
     pub isolation: String,
-    /// Image (oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE or NAME[:TAG][@DIGEST]), then command and arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_names = ["IMAGE", "COMMAND"])]
-    pub image_and_command: Vec<String>,
+    /// oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE or NAME[:TAG][@DIGEST]
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+    /// Command and arguments, instead of the image's
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
 }
 
 /// Options of `ps`.

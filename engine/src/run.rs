@@ -23,6 +23,9 @@ use crate::{EngineError, disk, image, spec};
 /// How long a guest may take to write its disks and end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a machine whose agent is gone may take to report its end.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// How a container ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
@@ -172,6 +175,8 @@ fn supervise(
             let _ = session.client.send(Call::Shutdown { method });
             session.machine.finish(SHUTDOWN_TIMEOUT)
         }
+        // A connection that broke is a machine that is ending: its report tells why.
+        Err(EngineError::Agent(_)) => session.machine.finish(END_TIMEOUT),
         _ => session.machine.kill(),
     };
     timings.mark("ended");

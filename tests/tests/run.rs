@@ -86,9 +86,8 @@ fn the_images_configuration_is_honoured_and_the_callers_options_win() {
     let image = format!("oci:{}", image.display());
 
     let ran = bulkhead.run(&[&image]);
-    let expected = "sh image image\n/work/deep\nuid=1000(app) gid=1001(app) groups=50(extra),1001(app)\n";
-    let sorted = ran.stdout.replace("groups=1001(app),50(extra)", "groups=50(extra),1001(app)");
-    assert_eq!(sorted.replace("/bin/sh", "sh"), expected, "{ran:?}");
+    let expected = "/bin/sh image image\n/work/deep\nuid=1000(app) gid=1001(app) groups=1001(app),50(extra)\n";
+    assert_eq!(ran.stdout.replace("groups=50(extra),1001(app)", "groups=1001(app),50(extra)"), expected, "{ran:?}");
 
     let ran = bulkhead.run(&[
         "-e",
@@ -115,7 +114,7 @@ fn the_container_has_namespaces_devices_and_limits_of_its_own() {
     let script = "echo pid $$; hostname; ls /dev | tr '\\n' ' '; echo; ip -o link | wc -l; \
         cat /proc/1/cgroup; cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max; \
         echo x > /proc/sysrq-trigger; dd if=/dev/zero of=/tmp/file bs=1k count=8 2>/dev/null && wc -c < /tmp/file; \
-        grep CapEff /proc/self/status; ls -d /proc/kcore -la | cut -c1; mount | grep -c overlay";
+        grep CapEff /proc/self/status; test -c /proc/interrupts && echo masked; mount | grep -c overlay";
     let ran = bulkhead.run(&[
         "--hostname",
         "box",
@@ -144,7 +143,7 @@ fn the_container_has_namespaces_devices_and_limits_of_its_own() {
     assert_eq!((lines[5], lines[6]), ("67108864", "50000 100000"));
     assert_eq!(lines[7], "8192");
     assert_eq!(lines[8], "CapEff:\t00000000a80425fb", "Docker's fourteen capabilities");
-    assert_eq!(lines[9], "c", "/proc/kcore is masked by /dev/null");
+    assert_eq!(lines[9], "masked", "/proc/interrupts is hidden by /dev/null");
     assert_eq!(lines[10], "1");
     assert!(ran.stderr.contains("sysrq-trigger"), "{ran:?}");
 }
@@ -216,7 +215,8 @@ fn a_reader_that_goes_away_ends_the_container() {
         .spawn()
         .unwrap();
     child.stdout.take().unwrap().read_exact(&mut [0u8; 100_000]).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(141), "128 + SIGPIPE");
+    // The kernel does not let SIGPIPE kill a namespace's first process: its write fails instead.
+    assert_eq!(child.wait().unwrap().code(), Some(1));
     bulkhead.assert_nothing_left();
 }
 

@@ -9,6 +9,7 @@ const EMERGENCY: &str = "<0>";
 /// Writes one line to the kernel log; failing to is no reason to fail.
 pub(crate) fn emergency(text: &str) {
     if let Ok(mut log) = OpenOptions::new().write(true).open("/dev/kmsg") {
-        let _ = writeln!(log, "{EMERGENCY}bulkhead-agent: {text}");
+        // One call: each write is a line of its own.
+        let _ = log.write_all(format!("{EMERGENCY}bulkhead-agent: {text}\n").as_bytes());
     }
 }

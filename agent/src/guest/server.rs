@@ -117,7 +117,7 @@ impl Server {
                     LISTENER => self.accept_stream()?,
                     CHILDREN => self.reap()?,
                     token if self.streams.is_greeting(token) => {
-                        if self.streams.read_greeting(token) {
+                        if self.streams.read_greeting(token, &self.epoll).context("forget a stream")? {
                             self.start_waiting()?;
                         }
                     }

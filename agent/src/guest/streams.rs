@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
+use nix::sys::epoll::Epoll;
 use nix::unistd::read;
 
 use crate::protocol::{Decoder, ProcessId, Stream, StreamOpen};
@@ -36,32 +37,28 @@ impl Streams {
         self.greeting.contains_key(&token)
     }
 
-    /// Reads the first frame. Returns the connection when it is of no use any more or moved on; the caller unregisters it.
-    pub(crate) fn read_greeting(&mut self, token: u64) -> bool {
-        let Some((connection, decoder)) = self.greeting.get_mut(&token) else { return true };
+    /// Reads the first frame. Once it is whole, or the connection is of no use, `epoll` forgets the connection; a process that claims it
+    /// watches it anew. Tells whether a stream was opened.
+    pub(crate) fn read_greeting(&mut self, token: u64, epoll: &Epoll) -> nix::Result<bool> {
+        let Some((connection, decoder)) = self.greeting.get_mut(&token) else { return Ok(false) };
         // No more than the frame and what follows at once: bounded by one buffer beyond the largest greeting.
         let mut buffer = [0u8; 4096];
-        match read(&*connection, &mut buffer) {
-            Ok(n) if n > 0 => decoder.feed(&buffer[..n]),
-            Err(Errno::EAGAIN | Errno::EINTR) => return false,
-            _ => {
-                self.greeting.remove(&token);
-                return true;
-            }
-        }
-        match decoder.next_frame::<StreamOpen>() {
-            Ok(None) => false,
-            Ok(Some(open)) => {
-                if let Some((connection, decoder)) = self.greeting.remove(&token) {
-                    self.opened.entry(open).or_insert((connection, decoder.into_rest()));
+        let opened = match read(&*connection, &mut buffer) {
+            Ok(n) if n > 0 => {
+                decoder.feed(&buffer[..n]);
+                match decoder.next_frame::<StreamOpen>() {
+                    Ok(None) => return Ok(false),
+                    opened => opened.ok().flatten(),
                 }
-                true
             }
-            Err(_) => {
-                self.greeting.remove(&token);
-                true
-            }
-        }
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(false),
+            _ => None,
+        };
+        epoll.delete(&*connection)?;
+        let greeted = self.greeting.remove(&token);
+        let (Some((connection, decoder)), Some(open)) = (greeted, opened) else { return Ok(false) };
+        self.opened.entry(open).or_insert((connection, decoder.into_rest()));
+        Ok(true)
     }
 
     /// Whether all these streams of a process are open.

@@ -29,16 +29,9 @@ pub fn execute(paths: &Paths, args: Run) -> Result<u8, EngineError> {
 }
 
 fn request(args: Run) -> RunRequest {
-    let mut words = args.image_and_command.into_iter();
-    let image = words.next().unwrap_or_default();
-    let mut command: Vec<String> = words.collect();
-    // `IMAGE -- CMD` and `IMAGE CMD` mean the same.
-    if command.first().is_some_and(|word| word == "--") {
-        command.remove(0);
-    }
     RunRequest {
-        image,
-        command,
+        image: args.image,
+        command: args.command,
         entrypoint: args.entrypoint,
         env: args.env.into_iter().filter_map(with_value).collect(),
         workdir: args.workdir,

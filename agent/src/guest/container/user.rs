@@ -6,6 +6,9 @@ use std::io::Read;
 /// Most bytes read of either file; the image wrote them.
 const MAX_FILE: u64 = 4 << 20;
 
+/// Most memberships that count.
+const MAX_GROUPS: usize = 1024;
+
 /// Who a process runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Identity {
@@ -58,17 +61,15 @@ fn resolve_in(user: &str, passwd: &str, group: &str) -> Result<Identity, String>
             .or_else(|| wanted.parse().ok())
             .ok_or_else(|| format!("unable to find group {wanted}: no matching entries in group file"))?,
     };
-    // An explicit group replaces the memberships, as with Docker.
+    // An explicit group replaces the memberships; the primary group is always among them, as with Docker.
     let user_name = entry.as_ref().map_or(name, |fields| fields[0]);
-    let supplementary = if group_name.is_some() {
-        Vec::new()
-    } else {
-        groups()
+    let mut supplementary = vec![gid];
+    if group_name.is_none() {
+        let member = groups()
             .filter(|fields| fields[3].split(',').any(|member| member == user_name))
-            .filter_map(|fields| fields[2].parse().ok())
-            .take(1024)
-            .collect()
-    };
+            .filter_map(|fields| fields[2].parse::<u32>().ok());
+        supplementary.extend(member.filter(|id| *id != gid).take(MAX_GROUPS));
+    }
     Ok(Identity { uid, gid, groups: supplementary, home })
 }
 
@@ -82,7 +83,7 @@ mod tests {
 
     #[test]
     fn names_numbers_and_groups() {
-        let app = Identity { uid: 1000, gid: 1001, groups: vec![50], home: "/home/app".into() };
+        let app = Identity { uid: 1000, gid: 1001, groups: vec![1001, 50], home: "/home/app".into() };
         for user in ["app", "1000"] {
             assert_eq!(resolve_in(user, PASSWD, GROUP).unwrap(), app);
         }
@@ -91,7 +92,7 @@ mod tests {
             assert_eq!((root.uid, root.gid, root.home.as_str()), (0, 0, "/root"));
         }
         let explicit = resolve_in("app:staff", PASSWD, GROUP).unwrap();
-        assert_eq!((explicit.gid, explicit.groups.len()), (50, 0));
+        assert_eq!((explicit.gid, explicit.groups), (50, vec![50]));
         let unknown_number = resolve_in("4242:77", PASSWD, GROUP).unwrap();
         assert_eq!((unknown_number.uid, unknown_number.gid, unknown_number.home.as_str()), (4242, 77, "/"));
     }
