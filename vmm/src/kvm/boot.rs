@@ -79,10 +79,8 @@ fn low_end(memory: &GuestMemoryMmap) -> u64 {
 pub fn command_line(devices: usize, tsc_khz: u32, extra: &str, configured: &str) -> String {
     // `quiet` lets errors and panics through; a panic resets the machine by the keyboard controller at once. There is
     // neither timer chip nor clock source but the TSC, whose frequency we know.
-    let mut line = format!(
-        "console=ttyS0 quiet panic=-1 reboot=k no_timer_check tsc=reliable tsc_early_khz={tsc_khz} \
-         random.trust_bootloader=on"
-    );
+    let mut line =
+        format!("console=ttyS0 quiet panic=-1 reboot=k no_timer_check tsc=reliable tsc_early_khz={tsc_khz}");
     let mut add = |part: &str| {
         if !part.is_empty() {
             line.push(' ');

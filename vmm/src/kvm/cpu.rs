@@ -82,7 +82,8 @@ pub fn features(supported: &CpuId, id: u8, topology: Topology) -> Vec<kvm_cpuid_
     leaves.push(entry(0xb, 0, [0, 1, 1 << 8, id]));
     leaves.push(entry(0xb, 1, [core_bits, count, 2 << 8 | 1, id]));
     leaves.push(entry(0xb, 2, [0, 0, 2, id]));
-    // The clock: a crystal of 1 MHz, and tsc = crystal * ebx / eax; leaf 0x16 is in MHz.
+    // The clock: tsc = crystal * ebx / eax, with a crystal of 1 MHz so that Linux's 32-bit arithmetic holds it exactly; leaf
+    // 0x16 is in MHz.
     leaves.push(entry(0x15, 0, [1000, topology.tsc_khz, 1_000_000, 0]));
     let mhz = topology.tsc_khz / 1000;
     leaves.push(entry(0x16, 0, [mhz, mhz, 100, 0]));

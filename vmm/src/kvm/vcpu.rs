@@ -58,6 +58,13 @@ pub fn stop(threads: Vec<JoinHandle<()>>) {
     }
 }
 
+impl Drop for Vcpu {
+    /// However its thread ends, a panic included, the machine does not go on without it. The first reason wins.
+    fn drop(&mut self) {
+        self.outcome.end(ExitReason::Internal, "a vCPU's thread ended by itself");
+    }
+}
+
 impl Vcpu {
     /// Runs until the machine has ended.
     pub fn run(mut self) {
