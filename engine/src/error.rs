@@ -185,7 +185,8 @@ impl EngineError {
     #[must_use]
     pub fn console(&self) -> Option<String> {
         let (Self::Machine(report) | Self::AgentSilent { report, .. }) = self else { return None };
-        let lines: Vec<&str> = report.console.lines().filter(|l| !l.trim().is_empty()).collect();
+        let lines: Vec<&str> =
+            report.console.lines().map(without_priority).filter(|l| !l.trim().is_empty()).collect();
         let tail = &lines[lines.len().saturating_sub(CONSOLE_LINES)..];
         (!tail.is_empty()).then(|| tail.join("\n"))
     }
@@ -193,6 +194,14 @@ impl EngineError {
 
 fn one_line(text: &dyn fmt::Display) -> String {
     text.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A dump of the kernel's log has the priority in front of each line.
+fn without_priority(line: &str) -> &str {
+    match line.strip_prefix('<').and_then(|rest| rest.split_once('>')) {
+        Some((priority, text)) if priority.bytes().all(|b| b.is_ascii_digit()) => text,
+        _ => line,
+    }
 }
 
 fn detail(report: &ExitReport) -> String {
@@ -217,7 +226,7 @@ mod tests {
         let report = ExitReport {
             reason: ExitReason::Panic,
             detail: "Kernel panic\nnot syncing".into(),
-            console: (0..50).map(|n| format!("line {n}\n\n")).collect(),
+            console: (0..50).map(|n| format!("<6>line {n}\n\n")).collect(),
         };
         let error = EngineError::Machine(Box::new(report));
         let advice = error.advice();
@@ -226,7 +235,7 @@ mod tests {
         }
         let console = error.console().unwrap();
         assert_eq!(console.lines().count(), CONSOLE_LINES);
-        assert!(console.ends_with("line 49"));
+        assert!(console.starts_with("line 30") && console.ends_with("line 49"));
     }
 
     #[test]

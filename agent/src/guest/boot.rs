@@ -20,11 +20,12 @@ const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 pub(crate) fn mount_kernel_file_systems() -> Result<(), AgentError> {
     let guarded = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
     leave_initramfs().context("leave the initramfs")?;
+    // Containers come and go: favordynmods keeps a move between cgroups from waiting for a grace period.
     for (kind, target, flags, data) in [
         ("devtmpfs", "/dev", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, None),
         ("proc", "/proc", guarded, None),
         ("sysfs", "/sys", guarded, None),
-        ("cgroup2", CGROUPS, guarded, Some("nsdelegate")),
+        ("cgroup2", CGROUPS, guarded, Some("nsdelegate,favordynmods")),
     ] {
         fs::create_dir_all(target).context(format!("create {target}"))?;
         mount(Some(kind), target, Some(kind), flags, data).context(format!("mount {target}"))?;
