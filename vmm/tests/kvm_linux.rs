@@ -14,9 +14,9 @@ use kvm::files::{Member, cpio, elf, memfd};
 use kvm::{Machine, device, skip};
 use vmm::control::ExitReason;
 
-/// The kernel that `guest-kernel/build.sh kvm` leaves in its cache, or what BULKHEAD_KVM_KERNEL names.
+/// The kernel that `guest-kernel/build.sh kvm` leaves in its cache, or what BULKHEAD_KERNEL_KVM names.
 fn kernel() -> Option<File> {
-    let named = std::env::var_os("BULKHEAD_KVM_KERNEL").map(PathBuf::from);
+    let named = std::env::var_os("BULKHEAD_KERNEL_KVM").map(PathBuf::from);
     let cache = || {
         let cache = std::env::var_os("BULKHEAD_CACHE").map(PathBuf::from);
         let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);

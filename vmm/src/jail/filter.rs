@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule, TargetArch};
 
 /// A filter could not be made; a mistake in a list.
 #[derive(Debug, thiserror::Error)]
@@ -22,24 +22,37 @@ pub const INIT: &[i64] = &[
     libc::SYS_write,
 ];
 
+/// System calls, and under which conditions on their arguments (any of the list; an empty one means always).
+pub type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
 /// A program that allows the system calls of `allowed` and kills the process at any other.
 ///
 /// # Errors
 /// The list cannot be compiled.
 pub fn allow(allowed: &[i64]) -> Result<BpfProgram, FilterError> {
-    build(allowed, SeccompAction::KillProcess)
+    compile(allowed.iter().map(|call| (*call, Vec::new())).collect())
 }
 
-/// As [`allow`], but any other call fails with EPERM or is only logged: for deriving a list.
+/// A program that allows what the rules allow and kills the process at anything else.
 ///
 /// # Errors
-/// As [`allow`].
-pub fn build(allowed: &[i64], otherwise: SeccompAction) -> Result<BpfProgram, FilterError> {
-    let rules: BTreeMap<i64, Vec<seccompiler::SeccompRule>> =
-        allowed.iter().map(|call| (*call, Vec::new())).collect();
+/// The rules cannot be compiled.
+pub fn compile(rules: Rules) -> Result<BpfProgram, FilterError> {
+    build(rules, SeccompAction::KillProcess, SeccompAction::Allow)
+}
+
+/// A program, for use beside another, that answers one system call with an error number.
+///
+/// # Errors
+/// It cannot be compiled.
+pub fn refuse(call: i64, errno: i32) -> Result<BpfProgram, FilterError> {
+    let rules = Rules::from([(call, Vec::new())]);
+    build(rules, SeccompAction::Allow, SeccompAction::Errno(errno.unsigned_abs()))
+}
+
+fn build(rules: Rules, otherwise: SeccompAction, listed: SeccompAction) -> Result<BpfProgram, FilterError> {
     let arch = if cfg!(target_arch = "aarch64") { TargetArch::aarch64 } else { TargetArch::x86_64 };
-    let filter = SeccompFilter::new(rules, otherwise, SeccompAction::Allow, arch)?;
-    Ok(BpfProgram::try_from(filter)?)
+    Ok(BpfProgram::try_from(SeccompFilter::new(rules, otherwise, listed, arch)?)?)
 }
 
 /// The program in the form that the system call takes.

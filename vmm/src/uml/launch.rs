@@ -51,7 +51,7 @@ struct Plan<'a> {
     sockets: Vec<(RawFd, CString)>,
     arguments: Vec<*const c_char>,
     environment: Vec<*const c_char>,
-    kernel_filter: &'a [sock_filter],
+    kernel_filters: &'a [Vec<sock_filter>],
     init_filter: &'a [sock_filter],
     limits: Limits,
     placement: Option<Placement>,
@@ -87,7 +87,7 @@ pub fn launch(parts: &Parts, placement: Option<Placement>) -> Result<Launched, U
     let size = memory.saturating_add(initramfs_size).saturating_add(SLACK);
     let kinds: Vec<u32> = parts.devices.iter().map(|device| device.device_type()).collect();
     let arguments = command::arguments(parts.config.memory_mib, &kinds, &parts.config.cmdline)?;
-    let kernel_filter = filter::kernel()?;
+    let kernel_filters = filter::kernel()?;
     let init_filter = filter::init()?;
     let mut listeners = Vec::new();
     let mut sockets = Vec::new();
@@ -110,7 +110,7 @@ pub fn launch(parts: &Parts, placement: Option<Placement>) -> Result<Launched, U
         sockets,
         arguments: terminated(arguments.iter().map(|word| word.as_ptr())),
         environment: terminated(ENVIRONMENT.iter().map(|word| word.as_ptr())),
-        kernel_filter: &kernel_filter,
+        kernel_filters: &kernel_filters,
         init_filter: &init_filter,
         limits: Limits { file_size: size, descriptors: MAX_DESCRIPTORS },
         placement,
@@ -226,7 +226,11 @@ fn start_kernel(plan: &Plan<'_>) -> StepError {
         let persona = libc::ADDR_NO_RANDOMIZE.unsigned_abs();
         sys::set_personality(libc::c_ulong::from(persona)).at(Step::Exec)?;
         sys::block_signals(false).at(Step::Exec)?;
-        sys::install_filter(plan.kernel_filter).at(Step::Filter)
+        // The first must still allow to install the next; so the strictest comes last.
+        for program in plan.kernel_filters.iter().rev() {
+            sys::install_filter(program).at(Step::Filter)?;
+        }
+        Ok(())
     };
     match prepare() {
         Ok(()) => {

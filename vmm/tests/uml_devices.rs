@@ -1,0 +1,141 @@
+//! Devices as the guest sees them, over vhost-user.
+
+#[macro_use]
+mod uml_support;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use uml_support::{Setup, pattern};
+use vmm::control::ExitReason;
+
+const DISK: usize = 3 << 20;
+
+fn disk(read_only: bool) -> (tempfile::NamedTempFile, OwnedFd) {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&pattern(DISK)).unwrap();
+    let fd = if read_only {
+        OwnedFd::from(File::open(file.path()).unwrap())
+    } else {
+        OwnedFd::from(File::options().read(true).write(true).open(file.path()).unwrap())
+    };
+    (file, fd)
+}
+
+#[test]
+fn the_guest_reads_its_disk_and_writes_where_it_may() {
+    let kernel = kernel_or_skip!();
+    for read_only in [true, false] {
+        let (file, fd) = disk(read_only);
+        let mut setup = Setup::new(&kernel, "disk");
+        setup.disk = Some((fd, DISK as u64, read_only));
+        let mut machine = setup.boot();
+        let mut content = vec![0; DISK];
+        machine.stream.read_exact(&mut content).unwrap();
+        assert!(content == pattern(DISK));
+        let mut outcome = String::new();
+        machine.stream.read_to_string(&mut outcome).unwrap();
+        assert_eq!(machine.ended().reason, ExitReason::Shutdown);
+        let after = std::fs::read(file.path()).unwrap();
+        if read_only {
+            assert!(outcome.starts_with("refused: "), "{outcome}");
+            assert!(after == pattern(DISK));
+        } else {
+            assert_eq!(outcome, "written");
+            assert!(after[..4096] == [b'w'; 4096] && after[4096..] == pattern(DISK)[4096..]);
+        }
+    }
+}
+
+#[test]
+fn ten_mebibytes_come_back_with_half_closes_both_ways() {
+    let kernel = kernel_or_skip!();
+    let mut machine = Setup::new(&kernel, "echo").boot();
+    let sent = pattern(10 << 20);
+    let mut writer = machine.stream.try_clone().unwrap();
+    let copy = sent.clone();
+    let thread = std::thread::spawn(move || {
+        writer.write_all(&copy).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    let began = Instant::now();
+    let mut got = Vec::new();
+    machine.stream.read_to_end(&mut got).unwrap();
+    println!("10 MiB there and back: {:?}", began.elapsed());
+    thread.join().unwrap();
+    assert!(got == sent, "{} bytes", got.len());
+    assert_eq!(machine.ended().reason, ExitReason::Shutdown);
+}
+
+#[test]
+fn a_guest_that_sends_and_goes_loses_nothing() {
+    let kernel = kernel_or_skip!();
+    let mut machine = Setup::new(&kernel, "burst").boot();
+    let mut total = 0;
+    let mut block = vec![0; 64 << 10];
+    loop {
+        let length = machine.stream.read(&mut block).unwrap();
+        if length == 0 {
+            break;
+        }
+        assert!(
+            block[..length]
+                .iter()
+                .enumerate()
+                .all(|(index, byte)| *byte == ((total + index) % (64 << 10) * 7) as u8)
+        );
+        total += length;
+        if total < 1 << 20 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+    assert_eq!(total, 160 * (64 << 10));
+    assert_eq!(machine.ended().reason, ExitReason::Shutdown);
+}
+
+#[test]
+fn a_client_of_the_host_reaches_a_listener_of_the_guest() {
+    let kernel = kernel_or_skip!();
+    let mut setup = Setup::new(&kernel, "listen");
+    setup.listen = true;
+    let mut machine = setup.boot();
+    machine.expect("listening");
+    let mut client = machine.dial(77);
+    client.write_all(b"over and out").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut got = String::new();
+    client.read_to_string(&mut got).unwrap();
+    assert_eq!(got, "over and out");
+    assert_eq!(machine.ended().reason, ExitReason::Shutdown);
+}
+
+#[test]
+fn a_port_that_the_host_does_not_have_is_refused() {
+    let kernel = kernel_or_skip!();
+    let mut machine = Setup::new(&kernel, "refused").boot();
+    let mut outcome = String::new();
+    machine.stream.read_to_string(&mut outcome).unwrap();
+    assert!(outcome.contains("reset") || outcome.contains("refused"), "{outcome}");
+    assert_eq!(machine.ended().reason, ExitReason::Shutdown);
+}
+
+#[test]
+fn round_trips_take_microseconds() {
+    let kernel = kernel_or_skip!();
+    let mut machine = Setup::new(&kernel, "ping").boot();
+    let mut byte = [1];
+    let mut times = Vec::new();
+    for _ in 0..2000 {
+        let began = Instant::now();
+        machine.stream.write_all(&byte).unwrap();
+        machine.stream.read_exact(&mut byte).unwrap();
+        times.push(began.elapsed());
+    }
+    times.sort();
+    println!("vsock round trip: median {:?}, p99 {:?}", times[1000], times[1980]);
+    machine.stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(machine.ended().reason, ExitReason::Shutdown);
+}
