@@ -86,8 +86,13 @@ fn the_images_configuration_is_honoured_and_the_callers_options_win() {
     let image = format!("oci:{}", image.display());
 
     let ran = bulkhead.run(&[&image]);
-    let expected = "/bin/sh image image\n/work/deep\nuid=1000(app) gid=1001(app) groups=1001(app),50(extra)\n";
-    assert_eq!(ran.stdout.replace("groups=50(extra),1001(app)", "groups=1001(app),50(extra)"), expected, "{ran:?}");
+    let expected =
+        "/bin/sh image image\n/work/deep\nuid=1000(app) gid=1001(app) groups=1001(app),50(extra)\n";
+    assert_eq!(
+        ran.stdout.replace("groups=50(extra),1001(app)", "groups=1001(app),50(extra)"),
+        expected,
+        "{ran:?}"
+    );
 
     let ran = bulkhead.run(&[
         "-e",

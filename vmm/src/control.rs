@@ -4,7 +4,7 @@
 //! [`Event`]s. When the supervisor closes its end, the machine ends at once: no machine outlives its supervisor.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
@@ -95,6 +95,12 @@ impl ControlSocket {
         Self(fd)
     }
 
+    /// The socket itself, to be inherited by another process.
+    #[must_use]
+    pub fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+
     /// Sends one packet with descriptors.
     ///
     /// # Errors
@@ -138,6 +144,12 @@ impl ControlSocket {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "control packet truncated"));
         }
         Ok(Some((serde_json::from_slice(&body[..length])?, descriptors)))
+    }
+}
+
+impl AsFd for ControlSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

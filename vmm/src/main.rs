@@ -37,7 +37,8 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<(), String> {
         }
         (None, None, None) => CONTROL_FD,
         (Some("--control-fd"), Some(number), None) => {
-            number.parse().ok().filter(|fd| *fd > 2).ok_or(USAGE)?
+            // Standard input may be the control socket; standard output and error may not.
+            number.parse().ok().filter(|fd| *fd == 0 || *fd > 2).ok_or(USAGE)?
         }
         _ => return Err(USAGE.to_owned()),
     };
@@ -50,8 +51,10 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<(), String> {
 /// Shuts the process off from what it may have inherited, and takes the control socket.
 fn enclose(fd: RawFd) -> io::Result<ControlSocket> {
     let os = io::Error::from_raw_os_error;
-    sys::close_between(2, fd).map_err(os)?;
-    sys::close_from(fd.unsigned_abs() + 1, false).map_err(os)?;
+    if fd > 2 {
+        sys::close_between(2, fd).map_err(os)?;
+    }
+    sys::close_from(fd.max(2).unsigned_abs() + 1, false).map_err(os)?;
     sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map_err(os)?;
     // Nobody but root may look into this process, which maps the guest's memory; and it leaves no core file.
     sys::prctl(libc::PR_SET_DUMPABLE, 0).map_err(os)?;
