@@ -56,3 +56,23 @@ fn guest_processes_come_and_go() {
     machine.expect("forked");
     assert_eq!(machine.ended().reason, ExitReason::Shutdown);
 }
+
+/// Run by hand: `cargo test -p vmm --release --test uml_boot -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures"]
+fn boot_times() {
+    let kernel = kernel_or_skip!();
+    let (mut words, mut ends) = (Vec::new(), Vec::new());
+    for _ in 0..41 {
+        let mut machine = Setup::new(&kernel, "hello").boot();
+        let began = machine.began;
+        machine.expect("hello");
+        words.push(began.elapsed());
+        assert_eq!(machine.ended().reason, ExitReason::Shutdown);
+        ends.push(began.elapsed());
+    }
+    words.sort();
+    ends.sort();
+    println!("VMM's exec to the guest's first word: best {:?}, median {:?}", words[0], words[20]);
+    println!("VMM's exec to its exit: best {:?}, median {:?}", ends[0], ends[20]);
+}
