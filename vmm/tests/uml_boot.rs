@@ -1,5 +1,7 @@
 //! Real boots of User Mode Linux: start, end, and the reasons for it.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
+
 #[macro_use]
 mod uml_support;
 

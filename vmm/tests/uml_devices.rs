@@ -1,5 +1,7 @@
 //! Devices as the guest sees them, over vhost-user.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
+
 #[macro_use]
 mod uml_support;
 

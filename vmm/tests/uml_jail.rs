@@ -1,5 +1,7 @@
 //! What the host sees of a running guest kernel's processes, and what becomes of them when their VMM dies.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
+
 #[macro_use]
 mod uml_support;
 

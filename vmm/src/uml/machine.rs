@@ -81,7 +81,7 @@ impl MutEventSubscriber for Watch {
 /// A machine whose guest kernel has been started.
 pub struct Machine {
     launched: Launched,
-    devices: Vec<Box<Backend>>,
+    devices: Vec<Backend>,
     faults: FaultSlot,
     console: ConsoleRing,
     arrival: Instant,
@@ -105,7 +105,7 @@ impl Machine {
         let mut devices = Vec::new();
         for (device, listener) in parts.devices.into_iter().zip(listeners) {
             match Backend::new(device, listener, limit, faults.clone()) {
-                Ok(backend) => devices.push(Box::new(backend)),
+                Ok(backend) => devices.push(backend),
                 Err(error) => {
                     launched.kill();
                     return Err(error.into());
@@ -161,7 +161,9 @@ impl Machine {
                 if token == STARTED {
                     // Not before: a socket that does not listen yet looks like one that was hung up.
                     let waiting = self.devices.drain(..);
-                    devices = waiting.map(|one| manager.add_subscriber(Subscriber::Device(one))).collect();
+                    devices = waiting
+                        .map(|one| manager.add_subscriber(Subscriber::Device(Box::new(one))))
+                        .collect();
                 }
             }
             if !connected && !devices.is_empty() {

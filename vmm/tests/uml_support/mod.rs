@@ -1,6 +1,13 @@
 //! What the tests of the `uml` accelerator share: the test guest, and a supervisor in miniature.
 
-#![allow(dead_code)]
+#![allow(
+    dead_code,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    clippy::cast_possible_truncation
+)]
 
 use std::fs::File;
 use std::io::{Read, Write};

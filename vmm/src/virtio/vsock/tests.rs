@@ -1,5 +1,7 @@
 //! A guest's driver on real queues, honest and hostile, and the host's programs around it.
 
+#![allow(clippy::cast_possible_truncation)]
+
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
