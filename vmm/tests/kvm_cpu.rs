@@ -34,6 +34,16 @@ fn keep(code: &mut Code, slot: u64) {
     code.raw(&[0x48, 0xa3]).raw(&(RESULT + 8 * slot).to_le_bytes());
 }
 
+/// Sets up an interrupt table with this handler for one vector.
+fn gate(code: &mut Code, vector: u64, handler: &Code) {
+    let handler = code.aside(handler);
+    let gate = handler & 0xffff | 0x10 << 16 | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48;
+    code.store64(0x5_0000 + 16 * vector, gate).store64(0x5_0008 + 16 * vector, handler >> 32);
+    code.store64(0x5_1000, 0x5_0000 << 16 | 0xfff).store64(0x5_1008, 0);
+    // lidt [0x51000]
+    code.raw(&[0x0f, 0x01, 0x1c, 0x25]).raw(&0x5_1000u32.to_le_bytes());
+}
+
 #[test]
 fn population_count() {
     let mut code = Code::new();
@@ -96,6 +106,53 @@ fn vector_moves() {
     assert_ok(&mut code);
 }
 
+/// Turns on SSE and XSAVE: CR4.OSFXSR and OSXSAVE; XCR0 is x87 and SSE; the mask of what follows is the same.
+fn enable_xsave(code: &mut Code) {
+    code.raw(&[0x0f, 0x20, 0xe0, 0x0d, 0, 2, 4, 0, 0x0f, 0x22, 0xe0]);
+    // xor ecx, ecx; xor edx, edx; mov eax, 3; xsetbv
+    code.raw(&[0x31, 0xc9, 0x31, 0xd2, 0xb8, 3, 0, 0, 0, 0x0f, 0x01, 0xd1]);
+}
+
+/// `mov eax, 3; xor edx, edx`
+const MASK: &[u8] = &[0xb8, 3, 0, 0, 0, 0x31, 0xd2];
+
+#[test]
+fn extended_state_is_saved_and_restored() {
+    let mut code = Code::new();
+    enable_xsave(&mut code);
+    code.store64(DATA, 0x1111_2222_3333_4444).store64(DATA + 8, 0x5555_6666_7777_8888);
+    for at in (0..576).step_by(8) {
+        code.store64(DATA + 0x1000 + at, 0);
+    }
+    load(&mut code, RSI, DATA);
+    // movups xmm1, [rsi]; xsave64 [rsi+0x1000]; xorps xmm1, xmm1 by way of memory; xrstor64 [rsi+0x1000]
+    code.raw(&[0x0f, 0x10, 0x0e]).raw(MASK).raw(&[0x48, 0x0f, 0xae, 0xa6, 0, 0x10, 0, 0]);
+    code.raw(&[0x0f, 0x10, 0x8e, 0, 0x12, 0, 0]).raw(MASK).raw(&[0x48, 0x0f, 0xae, 0xae, 0, 0x10, 0, 0]);
+    // movups [rsi+0x20], xmm1
+    code.raw(&[0x0f, 0x11, 0x4e, 0x20]);
+    code.expect32(DATA + 0x20, 0x3333_4444, "low").expect32(DATA + 0x2c, 0x5555_6666, "high");
+    // XMM1 in the legacy area, and the header's SSE bit.
+    code.expect32(DATA + 0x1000 + 160 + 16, 0x3333_4444, "saved").expect32(DATA + 0x1000 + 516, 0, "header");
+    assert_ok(&mut code);
+}
+
+#[test]
+fn a_store_to_what_is_not_mapped_faults_as_the_architecture_says() {
+    let mut code = Code::new();
+    enable_xsave(&mut code);
+    // The handler: mov rax, cr2; pop rax (the error code).
+    let mut handler = Code::default();
+    handler.raw(&[0x0f, 0x20, 0xd0]);
+    keep(&mut handler, 0);
+    handler.raw(&[0x58]);
+    keep(&mut handler, 1);
+    handler.expect32(RESULT, 0x7654_3000, "CR2").expect32(RESULT + 8, 2, "error code").say("ok").reset();
+    gate(&mut code, 14, &handler);
+    load(&mut code, RSI, 0x7654_3000);
+    code.raw(MASK).raw(&[0x48, 0x0f, 0xae, 0x26]).say("no fault");
+    assert_ok(&mut code);
+}
+
 #[test]
 fn a_breakpoint_traps_behind_itself() {
     let mut code = Code::new();
@@ -104,11 +161,7 @@ fn a_breakpoint_traps_behind_itself() {
     handler.raw(&[0x48, 0x8b, 0x04, 0x24]);
     keep(&mut handler, 0);
     handler.raw(&[0x48, 0xcf]);
-    let handler = code.aside(&handler);
-    let gate = handler & 0xffff | 0x10 << 16 | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48;
-    code.store64(0x5_0030, gate).store64(0x5_0038, handler >> 32);
-    code.store64(0x5_1000, 0x5_0000 << 16 | 0xfff).store64(0x5_1008, 0);
-    code.raw(&[0x0f, 0x01, 0x1c, 0x25]).raw(&0x5_1000u32.to_le_bytes());
+    gate(&mut code, 3, &handler);
     let behind = u32::try_from(code.here() + 1).unwrap();
     code.raw(&[0xcc]).expect32(RESULT, behind, "return address");
     assert_ok(&mut code);

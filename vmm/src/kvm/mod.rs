@@ -165,8 +165,11 @@ impl Machine {
 
         let loaded = boot::load_kernel(&memory, &mut kernel)?;
         let initramfs = boot::load_initramfs(&memory, &mut initramfs, loaded)?;
+        let supported = kvm
+            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+            .map_err(KvmError::call("list CPU features"))?;
         let software = match probed {
-            Probe::Software { .. } => Some(Software::prepare(&vm, &memory)?),
+            Probe::Software { .. } => Some(Software::prepare(&vm, &memory, &supported)?),
             _ => None,
         };
 
@@ -178,9 +181,6 @@ impl Machine {
         let bus = Bus::new(Serial::new(console.clone()), serial_irq, devices.clone(), Arc::clone(&outcome));
         let bus = Arc::new(bus);
 
-        let supported = kvm
-            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-            .map_err(KvmError::call("list CPU features"))?;
         let mut vcpus = Vec::new();
         let mut tsc_khz = 0;
         for id in 0..config.vcpus {

@@ -2,79 +2,49 @@
 
 use kvm_bindings::{KVM_VCPUEVENT_VALID_PAYLOAD, kvm_regs};
 use kvm_ioctls::VcpuFd;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 
 use super::decode::{Instruction, Map, Operand, decode, general};
+use super::linear::{Fault, Linear};
+use super::xsave::{self, Layout};
 
 const BREAKPOINT: u8 = 3;
+const PAGE_FAULT: u8 = 14;
 const FLAG_ZERO: u64 = 1 << 6;
 /// Carry, parity, auxiliary, zero, sign, overflow.
 const FLAGS_ARITHMETIC: u64 = 0x8d5;
 const FLAG_ALIGNMENT: u64 = 1 << 18;
-const PAGE: u64 = 4096;
 
-/// Guest memory by linear address, through the vCPU's page tables.
-struct Linear<'a> {
-    vcpu: &'a VcpuFd,
-    memory: &'a GuestMemoryMmap,
-}
-
-impl Linear<'_> {
-    fn physical(&self, address: u64) -> Result<GuestAddress, String> {
-        let found = self.vcpu.translate_gva(address).map_err(|error| error.to_string())?;
-        if found.valid == 0 {
-            return Err(format!("nothing is mapped at {address:#x}"));
-        }
-        Ok(GuestAddress(found.physical_address))
-    }
-
-    fn for_parts<E: std::fmt::Display>(
-        &self,
-        address: u64,
-        length: usize,
-        mut access: impl FnMut(GuestAddress, std::ops::Range<usize>) -> Result<(), E>,
-    ) -> Result<(), String> {
-        let mut done = 0;
-        while done < length {
-            let at = address.wrapping_add(done as u64);
-            let room = usize::try_from(PAGE - at % PAGE).unwrap_or(1);
-            let part = done..length.min(done + room);
-            done = part.end;
-            access(self.physical(at)?, part).map_err(|error| error.to_string())?;
-        }
-        Ok(())
-    }
-
-    fn read<const N: usize>(&self, address: u64) -> Result<[u8; N], String> {
-        let mut bytes = [0; N];
-        self.for_parts(address, N, |at, part| self.memory.read_slice(&mut bytes[part], at))?;
-        Ok(bytes)
-    }
-
-    fn write(&self, address: u64, bytes: &[u8]) -> Result<(), String> {
-        self.for_parts(address, bytes.len(), |at, part| self.memory.write_slice(&bytes[part], at))
-    }
-}
-
-/// Finishes the instruction at RIP, of which KVM said that it cannot be emulated, and takes back the #UD that it queued.
+/// Finishes the instruction at RIP, of which KVM said that it cannot be emulated, and takes back the #UD that it queued. Where
+/// its memory is not there, the guest gets the page fault that the instruction would have raised.
 ///
 /// # Errors
-/// The instruction is not known here, its operand is not mapped, or KVM refused.
-pub fn finish(vcpu: &VcpuFd, memory: &GuestMemoryMmap, bytes: &[u8]) -> Result<(), String> {
+/// The instruction is not known here, or KVM refused.
+pub fn finish(vcpu: &VcpuFd, memory: &GuestMemoryMmap, layout: &Layout, bytes: &[u8]) -> Result<(), String> {
     let say = |error: vmm_sys_util::errno::Error| error.to_string();
     let mut regs = vcpu.get_regs().map_err(say)?;
-    let sregs = vcpu.get_sregs().map_err(say)?;
+    let mut sregs = vcpu.get_sregs().map_err(say)?;
     let decoded = decode(bytes, &regs, &sregs).ok_or("the instruction is incomplete")?;
-    let linear = Linear { vcpu, memory };
-    let trap = execute(&decoded, &mut regs, vcpu, &linear)?;
-    regs.rip = regs.rip.wrapping_add(u64::from(decoded.length));
-    vcpu.set_regs(&regs).map_err(say)?;
+    let linear = Linear::new(memory, &sregs);
     let mut events = vcpu.get_vcpu_events().map_err(say)?;
-    events.exception.pending = 0;
-    events.exception.injected = u8::from(trap);
-    events.exception.nr = if trap { BREAKPOINT } else { 0 };
-    events.exception.has_error_code = 0;
+    events.exception = Default::default();
     events.flags &= !KVM_VCPUEVENT_VALID_PAYLOAD;
+    match execute(&decoded, &mut regs, vcpu, &linear, layout) {
+        Ok(trap) => {
+            regs.rip = regs.rip.wrapping_add(u64::from(decoded.length));
+            vcpu.set_regs(&regs).map_err(say)?;
+            if trap {
+                (events.exception.injected, events.exception.nr) = (1, BREAKPOINT);
+            }
+        }
+        Err(Fault::Page { address, code }) => {
+            sregs.cr2 = address;
+            vcpu.set_sregs(&sregs).map_err(say)?;
+            (events.exception.injected, events.exception.nr) = (1, PAGE_FAULT);
+            (events.exception.has_error_code, events.exception.error_code) = (1, code);
+        }
+        Err(Fault::Other(why)) => return Err(why),
+    }
     vcpu.set_vcpu_events(&events).map_err(say)
 }
 
@@ -84,13 +54,20 @@ fn execute(
     regs: &mut kvm_regs,
     vcpu: &VcpuFd,
     linear: &Linear<'_>,
-) -> Result<bool, String> {
+    layout: &Layout,
+) -> Result<bool, Fault> {
+    let mask = regs.rdx << 32 | regs.rax & u64::from(u32::MAX);
     match (instruction.map, instruction.opcode, instruction.modrm) {
         (Map::Primary, 0xcc, _) => return Ok(true),
         // FWAIT: the kernel only uses it to drop exceptions of a process that ends.
         (Map::Primary, 0x9b, _) => {}
         (Map::Secondary, 0x01, 0xca) => regs.rflags &= !FLAG_ALIGNMENT,
         (Map::Secondary, 0x01, 0xcb) => regs.rflags |= FLAG_ALIGNMENT,
+        (Map::Secondary, 0xae, modrm) => match (modrm >> 3 & 7, instruction.operand) {
+            (4, Operand::Memory(address)) => xsave::save(vcpu, linear, layout, address, mask)?,
+            (5, Operand::Memory(address)) => xsave::restore(vcpu, linear, layout, address, mask)?,
+            _ => return Err("an instruction that is not known here".into()),
+        },
         (Map::Secondary, 0xb8, _) if instruction.repeat == 0xf3 => {
             population_count(instruction, regs, linear)?;
         }
@@ -100,7 +77,7 @@ fn execute(
         (Map::Secondary, 0x10 | 0x11 | 0x28 | 0x29 | 0x6f | 0x7f, _) => {
             vector_move(instruction, vcpu, linear)?;
         }
-        _ => return Err("an instruction that is not known here".to_owned()),
+        _ => return Err("an instruction that is not known here".into()),
     }
     Ok(false)
 }
@@ -109,7 +86,7 @@ fn population_count(
     instruction: &Instruction,
     regs: &mut kvm_regs,
     linear: &Linear<'_>,
-) -> Result<(), String> {
+) -> Result<(), Fault> {
     let mask = match (instruction.wide, instruction.operand_size) {
         (true, _) => u64::MAX,
         (false, false) => u64::from(u32::MAX),
@@ -137,9 +114,9 @@ fn compare_exchange_16(
     instruction: &Instruction,
     regs: &mut kvm_regs,
     linear: &Linear<'_>,
-) -> Result<(), String> {
+) -> Result<(), Fault> {
     let Operand::Memory(address) = instruction.operand else {
-        return Err("CMPXCHG16B without memory".to_owned());
+        return Err("CMPXCHG16B without memory".into());
     };
     let current = u128::from_le_bytes(linear.read(address)?);
     let expected = u128::from(regs.rdx) << 64 | u128::from(regs.rax);
@@ -156,12 +133,12 @@ fn compare_exchange_16(
 }
 
 /// 16-byte moves between SSE registers and memory: MOVUPS, MOVAPS, MOVUPD, MOVAPD, MOVDQA, MOVDQU.
-fn vector_move(instruction: &Instruction, vcpu: &VcpuFd, linear: &Linear<'_>) -> Result<(), String> {
+fn vector_move(instruction: &Instruction, vcpu: &VcpuFd, linear: &Linear<'_>) -> Result<(), Fault> {
     let scalar = matches!(instruction.opcode, 0x10 | 0x11) && instruction.repeat != 0;
     let mmx =
         matches!(instruction.opcode, 0x6f | 0x7f) && instruction.repeat != 0xf3 && !instruction.operand_size;
     if scalar || mmx {
-        return Err("a scalar or MMX move".to_owned());
+        return Err("a scalar or MMX move".into());
     }
     let store = instruction.opcode & 1 != 0 && instruction.opcode != 0x6f || instruction.opcode == 0x7f;
     let mut fpu = vcpu.get_fpu().map_err(|error| error.to_string())?;
@@ -172,5 +149,5 @@ fn vector_move(instruction: &Instruction, vcpu: &VcpuFd, linear: &Linear<'_>) ->
         (false, Operand::Memory(address)) => fpu.xmm[register] = linear.read(address)?,
         (false, Operand::Register(source)) => fpu.xmm[register] = fpu.xmm[usize::from(source)],
     }
-    vcpu.set_fpu(&fpu).map_err(|error| error.to_string())
+    vcpu.set_fpu(&fpu).map_err(|error| error.to_string().into())
 }

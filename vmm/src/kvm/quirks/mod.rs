@@ -1,29 +1,35 @@
 //! What it takes to run Linux on a KVM that interprets guest kernels in software. Active only where the probe says so,
 //! never on hardware.
 //!
-//! Such a KVM runs user mode natively, but kernel mode in KVM's instruction emulator, which is incomplete in three ways:
+//! Such a KVM runs user mode natively, but kernel mode in KVM's instruction emulator, which is incomplete:
 //!
 //! - it lacks instructions: they come out as internal errors and are finished here ([`instruction`]);
 //! - SYSCALL jumps to the kernel's entry without entering kernel mode ([`syscall`]);
 //! - features that guest kernels should not use cannot all be masked by CPUID: the command line turns them off.
+//!
+//! Where the host's CPU cannot trap CPUID in user mode, programs see the host's features whatever the guest kernel was
+//! told, and use AVX. So the kernel must switch all of the vector state: XSAVE cannot be turned off, only its variants.
 
 mod decode;
 mod instruction;
+mod linear;
 mod syscall;
+mod xsave;
 
-use kvm_bindings::kvm_cpuid_entry2;
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
 
 use self::syscall::Trampoline;
+use self::xsave::Layout;
 use super::KvmError;
 
 /// Keeps the kernel from instructions that the emulator lacks, and from work that costs seconds: patching its own lock
 /// prefixes out, clearing 2 MiB areas for per-CPU data, calibrating a delay loop.
-pub const COMMAND_LINE: &str = "noxsave clearcpuid=smap,popcnt,erms,fsrm,fsgsbase,rdrand,rdseed noreplace-smp percpu_alloc=page lpj=1000000 rodata=off";
+pub const COMMAND_LINE: &str = "clearcpuid=xsaveopt,xsavec,xsaves,smap,popcnt,erms,fsrm,fsgsbase,rdrand,rdseed noreplace-smp percpu_alloc=page lpj=1000000 rodata=off";
 
-/// Leaf 1, ECX: CMPXCHG16B, PCID, OSXSAVE.
-const LEAF1_ECX_MASKED: u32 = 1 << 13 | 1 << 17 | 1 << 27;
+/// Leaf 1, ECX: CMPXCHG16B, PCID.
+const LEAF1_ECX_MASKED: u32 = 1 << 13 | 1 << 17;
 /// Leaf 7, EBX: INVPCID.
 const LEAF7_EBX_MASKED: u32 = 1 << 10;
 
@@ -43,15 +49,17 @@ pub fn mask_features(leaves: &mut [kvm_cpuid_entry2]) {
 pub struct Software {
     memory: GuestMemoryMmap,
     trampoline: Trampoline,
+    layout: Layout,
 }
 
 impl Software {
-    /// Prepares a VM. `memory` is the guest's RAM.
+    /// Prepares a VM. `memory` is the guest's RAM, `supported` the features that KVM supports.
     ///
     /// # Errors
     /// KVM refused.
-    pub fn prepare(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<Self, KvmError> {
-        Ok(Self { memory: memory.clone(), trampoline: Trampoline::install(vm)? })
+    pub fn prepare(vm: &VmFd, memory: &GuestMemoryMmap, supported: &CpuId) -> Result<Self, KvmError> {
+        let (memory, layout) = (memory.clone(), Layout::new(supported));
+        Ok(Self { memory, trampoline: Trampoline::install(vm)?, layout })
     }
 
     /// Whether a store to this address is the trampoline's.
@@ -81,6 +89,6 @@ impl Software {
     /// # Errors
     /// It is not one that is known here, or its operand is not there.
     pub fn finish_instruction(&mut self, vcpu: &VcpuFd, bytes: &[u8]) -> Result<(), String> {
-        instruction::finish(vcpu, &self.memory, bytes)
+        instruction::finish(vcpu, &self.memory, &self.layout, bytes)
     }
 }
