@@ -175,7 +175,7 @@ impl Session<'_> {
                     for message in messages {
                         match message {
                             Message::Reply { id, result } if id == prepared => {
-                                result.map_err(EngineError::Start)?
+                                result.map_err(EngineError::Start)?;
                             }
                             Message::Reply { id, result } if id == started => {
                                 result.map_err(EngineError::Start)?;

@@ -144,7 +144,9 @@ pub enum ConfigError {
         count: usize,
     },
     /// See the message.
-    #[error("disk {disk}: extent {extent} is not a whole number of {SECTOR_SIZE}-byte sectors, or is too large")]
+    #[error(
+        "disk {disk}: extent {extent} is not a whole number of {SECTOR_SIZE}-byte sectors, or is too large"
+    )]
     Extent {
         /// Position of the disk.
         disk: usize,
@@ -202,7 +204,8 @@ impl MachineConfig {
 
     fn descriptors(&self) -> impl Iterator<Item = Fd> + '_ {
         let files = self.disks.iter().flat_map(|disk| disk.extents.iter().map(|extent| extent.file));
-        let vsock = self.vsock.iter().flat_map(|v| v.listener.into_iter().chain(v.ports.iter().map(|p| p.socket)));
+        let vsock =
+            self.vsock.iter().flat_map(|v| v.listener.into_iter().chain(v.ports.iter().map(|p| p.socket)));
         [self.kernel, self.initramfs].into_iter().chain(self.kvm).chain(files).chain(vsock)
     }
 }

@@ -174,8 +174,9 @@ mod tests {
             let mut bytes = wire.clone();
             for _ in 0..3 {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                let at = (state >> 33) as usize % bytes.len();
-                bytes[at] = (state >> 24) as u8;
+                let at = usize::from(u16::from_le_bytes([state.to_le_bytes()[5], state.to_le_bytes()[6]]))
+                    % bytes.len();
+                bytes[at] = state.to_le_bytes()[3];
             }
             let _ = read_frame::<Message>(&bytes[..]);
             let mut decoder = Decoder::default();

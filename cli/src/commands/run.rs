@@ -74,7 +74,7 @@ impl Progress for Console {
             Event::Resolved { layers, .. } => eprintln!("bulkhead: making the image ready ({layers} layers)"),
             Event::LayerDone { layer, .. } => eprintln!("bulkhead: layer {} is ready", layer + 1),
             Event::Retry { reason, attempt } => {
-                eprintln!("bulkhead: trying again (attempt {attempt}): {reason}")
+                eprintln!("bulkhead: trying again (attempt {attempt}): {reason}");
             }
             _ => {}
         }
