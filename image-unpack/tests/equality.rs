@@ -1,10 +1,15 @@
 //! The tree that our disk shows, as the kernel sees it, is the tree that `umoci unpack` makes.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what fails fails its test")]
+
 mod common;
 
 use std::path::Path;
 
-use common::{Layout, META, Meta, Mount, Pack, Seen, Tar, Tree, assert_same, flatten, fsck, have, is_root, run, snapshot};
+use common::{
+    Layout, META, Meta, Mount, Pack, Seen, Tar, Tree, assert_same, flatten, fsck, have, is_root, run,
+    snapshot,
+};
 use image_unpack::{Platform, Quiet, Source, Store};
 
 /// Our tree of an image, if this machine can mount it. The disk is checked by `fsck.erofs` in any case.
@@ -69,12 +74,15 @@ fn everything() -> Vec<u8> {
     tar.pax(&[("mtime", b"1350244992.023960108")]).file("pax-time", b"ns");
     tar.pax(&[("mtime", b"-1.5")]).file("before-1970", b"old");
     tar.pax(&[("SCHILY.xattr.security.capability", &capability)]).file("usr/bin/ping", b"cap");
-    tar.pax(&[("SCHILY.xattr.user.one", b"1"), ("SCHILY.xattr.user.two", &[0, 255, 10])]).file("xattrs", b"x");
+    tar.pax(&[("SCHILY.xattr.user.one", b"1"), ("SCHILY.xattr.user.two", &[0, 255, 10])])
+        .file("xattrs", b"x");
     tar.pax(&[("SCHILY.xattr.trusted.md5", b"t")]).dir("xattr-dir");
     tar.pax(&[("SCHILY.xattr.system.posix_acl_access", &acl)]).file("acl", b"acl");
     tar.symlink("bin", "usr/bin").symlink("lib", "/usr/lib").symlink("dangling", "no/where");
     tar.symlink("loop-a", "loop-b").symlink("loop-b", "loop-a").symlink("long-link", &"x/".repeat(1000));
-    tar.hardlink("etc/passwd-", "etc/passwd").hardlink("link2", "./etc/passwd").hardlink("dead-link", "dangling");
+    tar.hardlink("etc/passwd-", "etc/passwd")
+        .hardlink("link2", "./etc/passwd")
+        .hardlink("dead-link", "dangling");
     tar.device(b'3', "dev/null", 1, 3).device(b'4', "dev/sda", 8, 0).device(b'3', "dev/high", 511, 300_000);
     tar.raw(b'6', "fifo", "", &META, 0);
     tar.file(&"n".repeat(255), b"longest name").file("naïve-ünïcode-文件-🦀", b"utf-8");
@@ -233,7 +241,8 @@ fn sparse_files_of_gnu_tar() {
         fsck(&disk);
         let Some(mount) = Mount::erofs(&disk, &work.path().join("mnt")) else { continue };
         for name in ["holes", "all-hole", "tail"] {
-            let (a, b) = (std::fs::read(tree.join(name)).unwrap(), std::fs::read(mount.at.join(name)).unwrap());
+            let (a, b) =
+                (std::fs::read(tree.join(name)).unwrap(), std::fs::read(mount.at.join(name)).unwrap());
             assert!(a == b, "{name} in {format} {version}");
         }
         use std::os::unix::fs::FileExt;

@@ -135,6 +135,9 @@ impl Archive {
                 .and_then(|size| body.checked_add(size))
                 .ok_or_else(|| bad("a member's size is out of range".into()))?;
         }
+        if at > length {
+            return Err(cut(None));
+        }
         if seen == 0 {
             return Err(Error::bad_image(self.place(), "it is not a tar file, or empty"));
         }

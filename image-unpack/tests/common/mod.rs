@@ -1,6 +1,7 @@
 //! What the tests share: images made from real tars, disks looked at through the kernel, and tools that may be
 //! absent.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a helper that fails fails its test")]
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
@@ -32,23 +33,15 @@ pub fn is_root() -> bool {
 /// Runs a program; its output, or a panic with its words.
 pub fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
-    let text = format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{program} {arguments:?}: {text}");
     text
 }
 
 /// Appends tar entries, with every header dialect at hand.
+#[derive(Default)]
 pub struct Tar(pub Vec<u8>);
-
-impl Default for Tar {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
 
 #[derive(Clone)]
 pub struct Meta {
@@ -390,7 +383,11 @@ pub fn assert_same(ours: &Tree, theirs: &Tree, who: &str) {
     let mut differences = Vec::new();
     for path in ours.keys().chain(theirs.keys().filter(|path| !ours.contains_key(*path))) {
         if ours.get(path) != theirs.get(path) {
-            differences.push(format!("{path:?}\n  ours  {:?}\n  {who} {:?}", ours.get(path), theirs.get(path)));
+            differences.push(format!(
+                "{path:?}\n  ours  {:?}\n  {who} {:?}",
+                ours.get(path),
+                theirs.get(path)
+            ));
         }
     }
     let shown = differences.len().min(10);
@@ -444,4 +441,18 @@ impl Drop for Registry {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Bytes that do not compress, the same for the same seed.
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut out = Vec::with_capacity(length + 8);
+    while out.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend_from_slice(&state.to_le_bytes());
+    }
+    out.truncate(length);
+    out
 }
