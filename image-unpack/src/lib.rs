@@ -19,6 +19,9 @@ mod digest;
 mod disk;
 mod erofs;
 mod error;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+mod fuzz;
 mod layer;
 mod limits;
 mod manifest;

@@ -60,15 +60,17 @@ impl Reference {
         host_is_loopback(&self.registry)
     }
 
-    /// As a person would write it: without `docker.io/`, `library/`.
+    /// As a person would write it: without `docker.io/` and `library/`, where it means the same without.
     pub fn familiar(&self) -> String {
-        let mut name = if self.registry == DEFAULT_REGISTRY {
-            self.repository.strip_prefix("library/").unwrap_or(&self.repository).to_owned()
-        } else {
-            format!("{}/{}", self.registry, self.repository)
-        };
-        self.push_suffix(&mut name);
-        name
+        if self.registry == DEFAULT_REGISTRY {
+            let mut name = self.repository.strip_prefix("library/").unwrap_or(&self.repository).to_owned();
+            self.push_suffix(&mut name);
+            // `library/a/b` and `x.y/z` of Docker Hub would mean something else.
+            if name.parse::<Self>().is_ok_and(|again| again == *self) {
+                return name;
+            }
+        }
+        self.to_string()
     }
 
     /// The same repository with another tag and no digest.

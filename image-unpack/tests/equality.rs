@@ -269,3 +269,45 @@ fn a_given_image() {
     run("umoci", &["unpack", "--image", &given, bundle.to_str().unwrap()]);
     assert_same(&ours, &snapshot(&bundle.join("rootfs")), "umoci");
 }
+
+/// Writes the corpus of the fuzzers anew, from the tars of these tests: `BULKHEAD_WRITE_CORPUS=1`.
+#[test]
+fn corpus_of_the_fuzzers() {
+    if std::env::var_os("BULKHEAD_WRITE_CORPUS").is_none() {
+        return;
+    }
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/layer");
+    let write = |name: &str, tar: &mut Tar| std::fs::write(dir.join(name), tar.end()).unwrap();
+    let mut tar = Tar::default();
+    root(&mut tar);
+    tar.dir("a").file("a/f", b"hello").symlink("s", "a").file("s/through", b"x").hardlink("h", "a/f");
+    write("links.tar", &mut tar);
+    let mut tar = Tar::default();
+    tar.dir("a")
+        .file("a/.wh.f", b"")
+        .file("b/.wh..wh..opq", b"")
+        .file("a/new", b"new")
+        .device(b'3', "d", 1, 3);
+    write("whiteouts.tar", &mut tar);
+    let mut tar = Tar::default();
+    tar.pax(&[("mtime", b"1350244992.02"), ("SCHILY.xattr.user.k", b"v"), ("uid", b"70000")])
+        .file("p", b"pax");
+    tar.file(&"n".repeat(150), b"long").symlink("ls", &"t/".repeat(80));
+    write("pax.tar", &mut tar);
+    let mut tar = Tar::default();
+    let records = [("GNU.sparse.map", &b"0,5,100000,6"[..]), ("GNU.sparse.size", b"200000")];
+    tar.pax(&records).file("sparse", b"hello world").file("after", b"x");
+    write("sparse.tar", &mut tar);
+    let mut tar = Tar::default();
+    let records = [
+        ("GNU.sparse.major", &b"1"[..]),
+        ("GNU.sparse.minor", b"0"),
+        ("GNU.sparse.name", b"sparse1"),
+        ("GNU.sparse.realsize", b"50000"),
+    ];
+    let mut body = b"1\n40000\n3\n".to_vec();
+    body.resize(512, 0);
+    body.extend(b"abc");
+    tar.pax(&records).file("GNUSparseFile.0/sparse1", &body);
+    write("sparse1.tar", &mut tar);
+}

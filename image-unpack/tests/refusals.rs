@@ -357,7 +357,7 @@ fn a_corrupt_store_heals() {
     let work = tempfile::tempdir().unwrap();
     let layout = Layout::new(&work.path().join("oci"));
     let tar = Tar::default().file("a", &vec![5; 100_000]).end();
-    layout.image(&[tar.clone()], Pack::Gzip);
+    layout.image(std::slice::from_ref(&tar), Pack::Gzip);
     let store = Store::open(&work.path().join("store")).unwrap();
     let image = store.ensure(&layout.source(), &Platform::host(), &Quiet).unwrap();
     assert!(store.cached(&layout.source(), &Platform::host()).unwrap().is_some());
