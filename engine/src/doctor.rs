@@ -11,7 +11,7 @@ use vmm::config::Accelerator;
 use crate::accelerator::{self, Chosen, Kvm};
 use crate::client::Client;
 use crate::machine::{Hardware, Machine, wait_readable};
-use crate::options::{AcceleratorChoice, DEFAULT_MEMORY_MIB, Isolation};
+use crate::options::{AcceleratorChoice, Isolation};
 use crate::paths::Paths;
 use crate::session::boot_timeout;
 use crate::{EngineError, disk};
@@ -21,6 +21,8 @@ pub const RAISE_MAP_COUNT: &str = "sysctl -w vm.max_map_count=1048576";
 
 /// Mappings that a large guest process needs (the figure that Elasticsearch asks for is of the same order).
 const ENOUGH_MAPPINGS: u64 = 262_144;
+/// Guest memory of the machines that are booted here, in MiB.
+const TEST_MEMORY_MIB: u32 = 128;
 const MAX_MAP_COUNT: &str = "/proc/sys/vm/max_map_count";
 
 /// How a check ended.
@@ -187,8 +189,7 @@ fn boot(paths: &Paths, accelerator: Accelerator) -> Result<(Duration, &'static s
         accelerator::choose(AcceleratorChoice::Named(accelerator), Isolation::Any, &paths.cache_files())?;
     let boundary = chosen.boundary;
     let directory = ScratchDirectory::create(paths)?;
-    let hardware =
-        Hardware { chosen, memory_mib: DEFAULT_MEMORY_MIB, vcpus: 1, rootfs: None, writable: None };
+    let hardware = Hardware { chosen, memory_mib: TEST_MEMORY_MIB, vcpus: 1, rootfs: None, writable: None };
     let start = Instant::now();
     let mut machine = Machine::start(paths, &directory.0, hardware)?;
     let timeout = boot_timeout(accelerator);

@@ -16,7 +16,8 @@ fn a_container_runs_under_kvm() {
     let start = Instant::now();
     let script =
         "echo pid $$; cat /proc/cpuinfo | grep -c ^processor; echo written > /file && cat /file; exit 9";
-    let ran = bulkhead.ran(&["run", "--rm", "--accel", "kvm", &busybox(), "sh", "-c", script]);
+    let ran =
+        bulkhead.ran(&["run", "--rm", "--accel", "kvm", "--memory", "64m", &busybox(), "sh", "-c", script]);
     eprintln!("a container under kvm: {:?}", start.elapsed());
     assert_eq!((ran.code, ran.stdout.as_str()), (9, "pid 1\n1\nwritten\n"), "{ran:?}");
     bulkhead.assert_nothing_left();
