@@ -42,4 +42,4 @@ pub use oci_spec;
 pub use progress::{Event, Progress, Quiet};
 pub use reference::{Reference, Source};
 pub use registry::{Credentials, DockerConfig, Registries};
-pub use store::{Image, Store};
+pub use store::{Image, Removed, Store, Summary, Usage};

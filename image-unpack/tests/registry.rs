@@ -238,3 +238,41 @@ fn mirrors_come_first_and_may_fail() {
     let image = store.ensure(&source, &Platform::host(), &Quiet).unwrap();
     assert_eq!(image.reference.unwrap().to_string(), "registry.invalid/m/image:v1");
 }
+
+#[test]
+fn pushes_what_others_accept() {
+    let work = tempfile::tempdir().unwrap();
+    if !have("skopeo") {
+        return;
+    }
+    let Some(registry) = Registry::start(work.path(), "", "") else { return };
+    let layout = image(work.path());
+    let first = store(&work.path().join("a"), no_credentials(work.path()));
+    let here = first.ensure(&layout.source(), &Platform::host(), &Quiet).unwrap();
+    let target: Reference = format!("{}/pushed/image:v1", registry.address).parse().unwrap();
+    let sent = AtomicU32::new(0);
+    let heard = |event: Event| {
+        if matches!(event, Event::LayerDone { .. }) {
+            sent.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    assert_eq!(first.push(here.id, &target, &heard).unwrap(), here.manifest);
+    assert_eq!(sent.swap(0, Ordering::Relaxed), 3, "two layers and the configuration");
+    first.push(here.id, &target, &heard).unwrap();
+    assert_eq!(sent.load(Ordering::Relaxed), 0, "what is there is not sent again");
+    // To another repository of the registry: mounted, not sent.
+    first.tag(here.id, &target).unwrap();
+    let other: Reference = format!("{}/other/image:v2", registry.address).parse().unwrap();
+    first.push(here.id, &other, &heard).unwrap();
+    assert_eq!(sent.load(Ordering::Relaxed), 0, "blobs are mounted across repositories");
+    // Pulled back, by us and by skopeo.
+    let second = store(&work.path().join("b"), no_credentials(work.path()));
+    let back = second.ensure(&Source::Registry(other.clone()), &Platform::host(), &Quiet).unwrap();
+    assert_eq!((back.id, back.manifest), (here.id, here.manifest));
+    let copy = work.path().join("copy");
+    let to = format!("oci:{}:t", copy.display());
+    run("skopeo", &["copy", "--src-tls-verify=false", &format!("docker://{other}"), &to]);
+    if have("umoci") {
+        run("umoci", &["stat", "--image", &format!("{}:t", copy.display())]);
+    }
+}

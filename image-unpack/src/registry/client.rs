@@ -35,7 +35,6 @@ pub(super) struct Client {
 }
 
 /// What is sent; made anew for every attempt.
-#[allow(dead_code, reason = "pushing comes next")]
 pub(super) enum Send<'a> {
     Nothing,
     Bytes(&'a [u8]),
@@ -74,12 +73,6 @@ impl Client {
             authorization: Mutex::new(None),
             actions,
         })
-    }
-
-    #[allow(dead_code, reason = "logging in comes next")]
-    pub(super) fn with_credentials(mut self, credentials: Credentials) -> Self {
-        self.credentials = Some(credentials);
-        self
     }
 
     fn unreachable(&self, reason: impl std::fmt::Display) -> Error {

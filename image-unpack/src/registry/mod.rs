@@ -3,6 +3,7 @@
 mod client;
 mod credentials;
 mod pull;
+mod push;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,6 +17,7 @@ use crate::error::{Error, Result};
 
 pub use credentials::{Credentials, DockerConfig};
 pub(crate) use pull::Remote;
+pub(crate) use push::Target;
 
 /// How registries are reached.
 #[derive(Debug, Clone)]

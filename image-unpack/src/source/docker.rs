@@ -58,6 +58,24 @@ impl DockerArchive {
             .map_err(|e| Error::bad_image(format!("{}: manifest.json", self.place), e.to_string()))
     }
 
+    /// What selects each image, and its names. One without a name can be selected only if it is alone.
+    pub(super) fn names(&self, limits: &Limits) -> Result<Vec<(Option<String>, Vec<Reference>)>> {
+        let items = self.items(limits)?;
+        let alone = items.len() == 1;
+        let of = |item: &Item| {
+            let tags = item.repo_tags.clone().unwrap_or_default();
+            let names = tags.iter().map(|tag| tag.parse()).collect::<Result<Vec<Reference>>>()?;
+            match (tags.into_iter().next(), alone) {
+                (_, true) => Ok((None, names)),
+                (Some(tag), _) => Ok((Some(tag), names)),
+                (None, _) => Err(Error::Unsupported {
+                    what: format!("{}: several images, one of them without a name", self.place),
+                }),
+            }
+        };
+        items.iter().map(of).collect()
+    }
+
     /// All tags of all images in the archive.
     fn tags(items: &[Item]) -> Vec<String> {
         items.iter().flat_map(|item| item.repo_tags.iter().flatten()).take(20).cloned().collect()

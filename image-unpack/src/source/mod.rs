@@ -6,6 +6,7 @@ mod docker;
 mod layout;
 
 use std::io::Read;
+use std::path::Path;
 
 use oci_spec::image::ImageConfiguration;
 
@@ -14,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::manifest::{Descriptor, Document, Manifest, Platform, choose, parse_config, parse_document};
 use crate::progress::Progress;
-use crate::reference::Source;
+use crate::reference::{Reference, Source};
 use crate::registry::{Registries, Remote};
 
 /// A layer as its source knows it.
@@ -129,4 +130,17 @@ pub(crate) fn check_document_size(descriptor: &Descriptor, what: &str, limits: &
         return Err(Error::Limit { place: what.to_owned(), what: "size", limit: limits.document });
     }
     Ok(())
+}
+
+/// Whether an archive is a docker-archive (it may be an OCI layout too).
+pub(crate) fn is_docker_archive(path: &Path, limits: &Limits) -> Result<bool> {
+    Ok(archive::Archive::open(path, limits)?.size("manifest.json").is_some())
+}
+
+/// The images of an archive: what selects each, and its names.
+pub(crate) fn archive_names(path: &Path, limits: &Limits) -> Result<Vec<(Option<String>, Vec<Reference>)>> {
+    if !is_docker_archive(path, limits)? {
+        return Ok(vec![(None, Vec::new())]);
+    }
+    docker::DockerArchive::open(path, None, limits)?.names(limits)
 }

@@ -154,11 +154,11 @@ impl Store {
             Ok(())
         };
         let target = self.layer_path(layer.diff_id);
-        if target.join("index").exists() {
+        if self.has_layer(layer.diff_id) {
             return present();
         }
         let _lock = self.lock_item(&format!("layer-{}", layer.diff_id.hex()))?;
-        if target.join("index").exists() {
+        if self.has_layer(layer.diff_id) {
             return present();
         }
         let temporary = self.temporary()?;
@@ -225,6 +225,13 @@ impl Store {
         publish(&dir, &target)?;
         progress.event(Event::LayerDone { layer: number, digest: shown });
         Ok(())
+    }
+
+    /// Whether a layer is here, with the blob it was made from: without that the image could not be pushed or saved.
+    fn has_layer(&self, diff_id: Digest) -> bool {
+        let origin = self.read_record::<LayerOrigin>(self.layer_path(diff_id).join("origin.json"));
+        matches!(origin, Ok(Some(origin)) if self.blob_path(origin.digest).exists())
+            && self.layer_path(diff_id).join("index").exists()
     }
 
     fn layer_index(&self, diff_id: Digest) -> Result<File> {

@@ -13,7 +13,10 @@
 //! ```
 //! Everything is written in `tmp`, fsynced, and renamed into place.
 
+mod archive;
 mod ensure;
+mod manage;
+mod push;
 mod records;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -22,6 +25,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+pub use manage::{Removed, Summary, Usage};
 pub use records::Image;
 
 use crate::digest::Digest;
