@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use engine::EngineError;
-use engine::error::EXIT_ENGINE;
+use engine::error::{EXIT_ENGINE, Hint};
 
 /// Prints an error and returns its exit code.
 pub fn error(error: &EngineError) -> ExitCode {
@@ -18,6 +18,11 @@ pub fn error(error: &EngineError) -> ExitCode {
     let advice = error.advice();
     three_lines(&error.to_string(), &advice.why, &advice.next);
     ExitCode::from(error.exit_code())
+}
+
+/// Prints what a person should know about a container that did run.
+pub fn hint(hint: &Hint) {
+    three_lines(&hint.what, &hint.advice.why, &hint.advice.next);
 }
 
 /// Prints a mistake in the command line. Help and version are no mistakes.

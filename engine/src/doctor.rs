@@ -23,6 +23,8 @@ pub const RAISE_MAP_COUNT: &str = "sysctl -w vm.max_map_count=1048576";
 const ENOUGH_MAPPINGS: u64 = 262_144;
 /// Guest memory of the machines that are booted here, in MiB.
 const TEST_MEMORY_MIB: u32 = 128;
+/// Pages, and so mappings at worst, in a MiB.
+const MAPPINGS_PER_MIB: u64 = 256;
 const MAX_MAP_COUNT: &str = "/proc/sys/vm/max_map_count";
 
 /// How a check ended.
@@ -63,10 +65,19 @@ pub struct Check {
     pub time: Duration,
 }
 
-/// Whether the host's limit on memory mappings is too low for large guest processes under `uml`.
+/// The host's limit on memory mappings, if it is too low for large guest processes under `uml`.
 #[must_use]
-pub fn map_count_is_low() -> bool {
-    read_map_count().is_some_and(|n| n < ENOUGH_MAPPINGS)
+pub fn low_map_count() -> Option<u64> {
+    read_map_count().filter(|n| *n < ENOUGH_MAPPINGS)
+}
+
+/// Why a low limit matters, in one line.
+#[must_use]
+pub fn why_low(mappings: u64) -> String {
+    format!(
+        "vm.max_map_count is {mappings}: under uml a process that touches over {} MiB at random dies",
+        mappings / MAPPINGS_PER_MIB
+    )
 }
 
 fn read_map_count() -> Option<u64> {
@@ -137,14 +148,7 @@ fn check_namespaces() -> Found {
 fn check_map_count() -> Found {
     match read_map_count() {
         Some(n) if n >= ENOUGH_MAPPINGS => (Verdict::Good, format!("vm.max_map_count is {n}"), None),
-        Some(n) => (
-            Verdict::Limited,
-            format!(
-                "vm.max_map_count is {n}: under uml a process that touches over {} MiB at random dies",
-                n / 256
-            ),
-            Some(RAISE_MAP_COUNT.to_owned()),
-        ),
+        Some(n) => (Verdict::Limited, why_low(n), Some(RAISE_MAP_COUNT.to_owned())),
         None => (Verdict::Limited, format!("{MAX_MAP_COUNT} cannot be read"), None),
     }
 }

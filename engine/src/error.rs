@@ -122,6 +122,15 @@ pub struct Advice {
     pub next: String,
 }
 
+/// Something that a person should know about a container that did run: the same three lines as an error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hint {
+    /// What happened, in one line.
+    pub what: String,
+    /// Why, and what to do.
+    pub advice: Advice,
+}
+
 impl EngineError {
     /// Wraps a failed system call; a full disk is told apart.
     pub fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {

@@ -12,6 +12,7 @@ use vmm::control::ExitReason;
 use crate::accelerator::{self, Chosen};
 use crate::client::Client;
 use crate::container::{Containers, Description, Owned, State, now};
+use crate::error::Hint;
 use crate::machine::{Hardware, Machine};
 use crate::options::{DEFAULT_MEMORY_MIB, GUEST_OVERHEAD_MIB, RunOptions};
 use crate::paths::Paths;
@@ -31,8 +32,8 @@ const END_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Outcome {
     /// The container's exit code, or 128 plus the signal that killed it.
     pub code: u8,
-    /// What the caller should know beside it, in one line.
-    pub hint: Option<String>,
+    /// What the caller should know beside it.
+    pub hint: Option<Hint>,
 }
 
 /// What the caller is told on the way.

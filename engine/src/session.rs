@@ -17,13 +17,16 @@ use vmm::config::Accelerator;
 use vmm::control::{ExitReason, ExitReport};
 
 use crate::client::{Client, open_streams};
+use crate::error::{Advice, Hint};
 use crate::machine::Machine;
 use crate::options::{RunOptions, TerminalMode};
 use crate::signals::Signals;
 use crate::stdio::{InputPump, start_output};
 use crate::timings::Timings;
-use crate::{EngineError, spec, terminal};
+use crate::{EngineError, doctor, spec, terminal};
 
+/// Exit code of a process that SIGSEGV killed.
+const SEGFAULT: u8 = 128 + 11;
 /// Name of the container's first process.
 const INIT: &str = "init";
 /// So many interrupts or terminations end a container that does not react to them.
@@ -42,19 +45,26 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// What the caller should know beside the exit code, in one line.
-    pub(crate) fn hint(&self) -> Option<String> {
-        let segfault = self.status == Some(ExitStatus::Signal(11));
+    /// What the caller should know beside the exit code.
+    pub(crate) fn hint(&self) -> Option<Hint> {
         if self.oom_killed {
-            Some("the container ran out of memory: give it more with --memory".to_owned())
-        } else if segfault && self.accelerator == Accelerator::Uml && crate::doctor::map_count_is_low() {
-            Some(format!(
-                "a segmentation fault may come from the host's low vm.max_map_count: {}",
-                crate::doctor::RAISE_MAP_COUNT
-            ))
-        } else {
-            None
+            return Some(Hint {
+                what: "the container ran out of memory".to_owned(),
+                advice: Advice {
+                    why: "its processes touched more than its limit, and the guest's kernel killed one"
+                        .to_owned(),
+                    next: "give it more with --memory".to_owned(),
+                },
+            });
         }
+        // A shell's exit code tells of a child that a signal killed.
+        let segfault = self.status.is_some_and(|status| status.code() == SEGFAULT);
+        let mappings =
+            doctor::low_map_count().filter(|_| segfault && self.accelerator == Accelerator::Uml)?;
+        Some(Hint {
+            what: "the container's process ended in a segmentation fault".to_owned(),
+            advice: Advice { why: doctor::why_low(mappings), next: doctor::RAISE_MAP_COUNT.to_owned() },
+        })
     }
 }
 

@@ -286,3 +286,37 @@ fn an_agent_that_never_answers() {
         .into();
     assert_error(&bulkhead, &ran, 125, "did not answer within 2 s", "");
 }
+
+/// Touches pages in an order that no two of them share a mapping of the host.
+const TOUCH_AT_RANDOM: &str = r"
+#include <stddef.h>
+#include <sys/mman.h>
+int main(void) {
+    size_t pages = 100000;
+    char *memory = mmap(0, pages * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    for (size_t i = 0; i < pages; i++)
+        memory[(i * 48271 % pages) * 4096] = 1;
+    return 0;
+}";
+
+#[test]
+fn a_low_limit_on_memory_mappings_is_told_when_a_process_dies_of_it() {
+    let Some(bulkhead) = Bulkhead::new() else { return };
+    let limit: u64 = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("touch.c"), TOUCH_AT_RANDOM).unwrap();
+    let compile = ["-static", "-O1", "-o", "touch", "touch.c"];
+    assert!(Command::new("gcc").args(compile).current_dir(directory.path()).status().unwrap().success());
+    let program = fs::read(directory.path().join("touch")).unwrap();
+    let image = ImageBuilder::new(json!({ "Cmd": ["/touch"] }))
+        .layer(|tar| add_file(tar, "touch", &program, 0o755))
+        .write(&directory.path().join("image"));
+    let ran = bulkhead.run(&["--memory", "512m", &image_name(&image)]);
+    if limit >= 110_000 {
+        eprintln!("skipped: vm.max_map_count is {limit}, high enough for this program");
+        assert_eq!(ran.code, 0, "{ran:?}");
+        return;
+    }
+    assert_error(&bulkhead, &ran, 139, "segmentation fault", &format!("vm.max_map_count is {limit}"));
+    assert!(ran.stderr.ends_with("next: sysctl -w vm.max_map_count=1048576\n"), "{ran:?}");
+}

@@ -158,7 +158,8 @@ fn running_out_of_memory_kills_the_container_and_is_told() {
     let Some(bulkhead) = Bulkhead::new() else { return };
     let ran = bulkhead.run(&["--memory", "32m", &busybox(), "sh", "-c", "head -c 200m /dev/zero | tail"]);
     assert_ne!(ran.code, 0);
-    assert!(ran.stderr.contains("out of memory"), "{ran:?}");
+    assert!(ran.stderr.contains("bulkhead: the container ran out of memory\nwhy: "), "{ran:?}");
+    assert!(ran.stderr.ends_with("next: give it more with --memory\n"), "{ran:?}");
     bulkhead.assert_nothing_left();
 }
 

@@ -10,6 +10,7 @@ use engine::{EngineError, RunOptions};
 use image_unpack::{Event, Progress};
 
 use crate::args::Run;
+use crate::report;
 
 pub fn execute(paths: &Paths, args: Run) -> Result<u8, EngineError> {
     let options = RunOptions::try_from(request(args))?;
@@ -23,7 +24,7 @@ pub fn execute(paths: &Paths, args: Run) -> Result<u8, EngineError> {
     }
     let outcome = run::run(paths, &options, &Console)?;
     if let Some(hint) = outcome.hint {
-        eprintln!("bulkhead: {hint}");
+        report::hint(&hint);
     }
     Ok(outcome.code)
 }

@@ -179,6 +179,7 @@ impl Setup {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "closed here, once the child has it")]
 fn spawn(control: ControlSocket, uid: Option<u32>) -> Child {
     use std::os::fd::AsRawFd;
     let program = Path::new(env!("CARGO_BIN_EXE_bulkhead-vmm"));
