@@ -1,6 +1,6 @@
 //! A child in namespaces of its own, with an empty root.
 
-use std::ffi::CStr;
+use std::ffi::CString;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 
@@ -41,15 +41,23 @@ fn write_proc(child: pid_t, file: &str, text: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(format!("/proc/{child}/{file}"))?.write_all(text.as_bytes())
 }
 
-/// Mounts an empty file system over a directory that every host has, and stands in it. `options` are those of tmpfs.
+/// Mounts an empty file system over a directory that every host has, and stands in it. `options` are those of tmpfs, in
+/// order of preference: the first that this host's kernel knows.
 ///
 /// # Errors
 /// The step and the host's error.
-pub fn mount_empty_root(options: &CStr) -> Result<(), StepError> {
+pub fn mount_empty_root(options: &[CString]) -> Result<(), StepError> {
     // Nothing that is mounted here shows outside.
     sys::mount(c"none", c"/", None, libc::MS_REC | libc::MS_PRIVATE, None).at(Step::MountRoot)?;
     let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOATIME;
-    sys::mount(c"bulkhead", c"/proc", Some(c"tmpfs"), flags, Some(options)).at(Step::MountRoot)?;
+    let mut outcome = Err(libc::EINVAL);
+    for options in options {
+        outcome = sys::mount(c"bulkhead", c"/proc", Some(c"tmpfs"), flags, Some(options));
+        if outcome != Err(libc::EINVAL) {
+            break;
+        }
+    }
+    outcome.at(Step::MountRoot)?;
     sys::chdir(c"/proc").at(Step::MountRoot)
 }
 

@@ -46,7 +46,8 @@ struct Plan<'a> {
     kernel: RawFd,
     initramfs: RawFd,
     initramfs_name: CString,
-    root_options: CString,
+    /// Mount options of the jail's root: as wished, and as any kernel takes them.
+    root_options: [CString; 2],
     /// Sockets, not bound yet, and their names.
     sockets: Vec<(RawFd, CString)>,
     arguments: Vec<*const c_char>,
@@ -102,11 +103,17 @@ pub fn launch(parts: &Parts, placement: Option<Placement>) -> Result<Launched, U
         listeners.push(listener);
     }
 
+    // The guest's RAM lies there. In huge pages it costs a few MiB more when idle, and saves most of the faults that the
+    // kernel's start (a fifth of its time) and every first touch of memory cost.
+    let root_options = format!("mode=700,nr_inodes=64,size={size}");
     let plan = Plan {
         kernel: parts.kernel.as_raw_fd(),
         initramfs: parts.initramfs.as_raw_fd(),
         initramfs_name: CString::new(INITRAMFS)?,
-        root_options: CString::new(format!("mode=700,nr_inodes=64,size={size}"))?,
+        root_options: [
+            CString::new(format!("{root_options},huge=within_size"))?,
+            CString::new(root_options)?,
+        ],
         sockets,
         arguments: terminated(arguments.iter().map(|word| word.as_ptr())),
         environment: terminated(ENVIRONMENT.iter().map(|word| word.as_ptr())),
