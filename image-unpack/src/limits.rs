@@ -37,7 +37,7 @@ impl Default for Limits {
             layer_bytes: 64 << 30,
             ratio: 200,
             ratio_floor: 1 << 30,
-            entries: 750_000,
+            entries: 550_000,
             name_bytes: 16 << 20,
             path_len: 4095,
             depth: 512,

@@ -175,8 +175,9 @@ impl Tree {
         self.nodes[node as usize].generation += 1;
     }
 
-    /// Fixes the tree: children of every directory, sorted by name, and link counts.
+    /// Fixes the tree: children of every directory, sorted by name, and link counts. Names can no longer be looked up.
     pub(crate) fn children(&mut self) -> Children {
+        self.table = Vec::new();
         let count = self.nodes.len();
         let mut reachable = vec![false; count];
         reachable[0] = true;

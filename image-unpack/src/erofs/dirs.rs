@@ -1,5 +1,7 @@
 //! Directory content: blocks of entries sorted by name, each block holding its entries, then their names.
 
+use std::io;
+
 use super::format::{BLOCK, BLOCK_SIZE, DIRENT};
 
 /// One entry, borrowed.
@@ -10,51 +12,57 @@ pub(crate) struct Dirent<'a> {
     pub file_type: u8,
 }
 
-/// Cuts sorted names into blocks: entries per block, and the size of the whole.
-fn cut<'a>(names: impl Iterator<Item = &'a [u8]>, mut block_full: impl FnMut(usize)) -> u64 {
-    let (mut blocks, mut used, mut count) = (0, 0, 0);
+/// Bytes of the directory (`i_size`).
+pub(crate) fn size<'a>(names: impl Iterator<Item = &'a [u8]>) -> u64 {
+    let (mut blocks, mut used) = (0, 0);
     for name in names {
         let more = DIRENT + name.len();
         if used + more > BLOCK_SIZE {
-            block_full(count);
             blocks += 1;
-            (used, count) = (0, 0);
+            used = 0;
         }
         used += more;
-        count += 1;
     }
-    block_full(count);
     blocks * BLOCK + used as u64
 }
 
-/// Bytes of the directory (`i_size`).
-pub(crate) fn size<'a>(names: impl Iterator<Item = &'a [u8]>) -> u64 {
-    cut(names, |_| {})
+/// Hands the directory on block by block, all of them full but the last, of which it tells. `entries` must be sorted
+/// and not empty.
+pub(crate) fn encode<'a>(
+    entries: impl Iterator<Item = Dirent<'a>>,
+    mut each: impl FnMut(&[u8], bool) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut block: Vec<Dirent<'_>> = Vec::new();
+    let mut used = 0;
+    let mut bytes = Vec::with_capacity(BLOCK_SIZE);
+    for entry in entries {
+        let more = DIRENT + entry.name.len();
+        if used + more > BLOCK_SIZE {
+            encode_block(&block, &mut bytes);
+            bytes.resize(BLOCK_SIZE, 0);
+            each(&bytes, false)?;
+            block.clear();
+            used = 0;
+        }
+        used += more;
+        block.push(entry);
+    }
+    encode_block(&block, &mut bytes);
+    each(&bytes, true)
 }
 
-/// Writes the directory: all blocks full but the last. `entries` must be sorted and not empty.
-pub(crate) fn encode(entries: &[Dirent<'_>], out: &mut Vec<u8>) {
-    let mut counts = Vec::new();
-    cut(entries.iter().map(|e| e.name), |count| counts.push(count));
-    let mut rest = entries;
-    for (i, &count) in counts.iter().enumerate() {
-        let (block, after) = rest.split_at(count);
-        rest = after;
-        let start = out.len();
-        let mut name_at = count * DIRENT;
-        for entry in block {
-            out.extend_from_slice(&entry.nid.to_le_bytes());
-            // Within one block of 4096 bytes.
-            out.extend_from_slice(&u16::try_from(name_at).unwrap_or(u16::MAX).to_le_bytes());
-            out.extend_from_slice(&[entry.file_type, 0]);
-            name_at += entry.name.len();
-        }
-        for entry in block {
-            out.extend_from_slice(entry.name);
-        }
-        if i + 1 < counts.len() {
-            out.resize(start + BLOCK_SIZE, 0);
-        }
+fn encode_block(block: &[Dirent<'_>], out: &mut Vec<u8>) {
+    out.clear();
+    let mut name_at = block.len() * DIRENT;
+    for entry in block {
+        out.extend_from_slice(&entry.nid.to_le_bytes());
+        // Within one block of 4096 bytes.
+        out.extend_from_slice(&u16::try_from(name_at).unwrap_or(u16::MAX).to_le_bytes());
+        out.extend_from_slice(&[entry.file_type, 0]);
+        name_at += entry.name.len();
+    }
+    for entry in block {
+        out.extend_from_slice(entry.name);
     }
 }
 
@@ -76,7 +84,11 @@ mod tests {
                 let entries: Vec<Dirent<'_>> =
                     names.iter().map(|name| Dirent { name, nid: 7, file_type: 1 }).collect();
                 let mut out = Vec::new();
-                encode(&entries, &mut out);
+                let each = |block: &[u8], _last| {
+                    out.extend_from_slice(block);
+                    Ok(())
+                };
+                encode(entries.iter().copied(), each).unwrap();
                 assert_eq!(out.len() as u64, size(names.iter().map(Vec::as_slice)));
             }
         }

@@ -86,36 +86,48 @@ fn load(tree: &Tree, windows: &mut [EntryWindow], node: u32, entry: &mut Entry) 
     windows[usize::from(inode.layer)].read(inode.record, entry)
 }
 
-/// A directory's names, `.` and `..` among them, sorted.
-fn names<'a>(tree: &'a Tree, children: &Children, node: u32) -> Vec<Dirent<'a>> {
+/// A directory's names, `.` and `..` among them, sorted, with the nodes they lead to.
+fn names<'a>(tree: &'a Tree, children: &'a Children, node: u32) -> impl Iterator<Item = (&'a [u8], u32)> {
+    const DOTS: [&[u8]; 2] = [b".", b".."];
     let list = children.of(node);
-    let dirent = |name: &'a [u8], to: u32| {
-        let inode = tree.inode_of(to);
-        Dirent { name, nid: u64::from(inode.nid), file_type: file_type(inode.kind) }
-    };
-    let mut out = Vec::with_capacity(list.len() + 2);
-    out.push(dirent(b".", node));
-    out.push(dirent(b"..", tree.nodes[node as usize].parent));
-    out.extend(list.iter().map(|&child| dirent(tree.name(child), child)));
-    // Nearly sorted already: only names below `.` are out of place.
-    out.sort_by(|a, b| a.name.cmp(b.name));
-    out
+    let [dot, dots] = DOTS.map(|name| list.partition_point(|&child| tree.name(child) < name));
+    let named = |&child: &u32| (tree.name(child), child);
+    let (before, between, after) = (&list[..dot], &list[dot..dots], &list[dots..]);
+    let here = (DOTS[0], node);
+    let above = (DOTS[1], tree.nodes[node as usize].parent);
+    before
+        .iter()
+        .map(named)
+        .chain([here])
+        .chain(between.iter().map(named))
+        .chain([above])
+        .chain(after.iter().map(named))
 }
 
 fn names_size(tree: &Tree, children: &Children, node: u32) -> u64 {
-    let list = children.of(node);
-    let split = list.partition_point(|&child| tree.name(child) < &b"."[..]);
-    let split2 = list.partition_point(|&child| tree.name(child) < &b".."[..]);
-    let name = |&child: &u32| tree.name(child);
-    dirs::size(
-        list[..split]
-            .iter()
-            .map(name)
-            .chain(std::iter::once(&b"."[..]))
-            .chain(list[split..split2].iter().map(name))
-            .chain(std::iter::once(&b".."[..]))
-            .chain(list[split2..].iter().map(name)),
-    )
+    dirs::size(names(tree, children, node).map(|(name, _)| name))
+}
+
+/// The content of a directory or symlink, block by block; true with the last.
+fn content(
+    entry: &Entry,
+    tree: &Tree,
+    plan: &Plan,
+    node: u32,
+    mut each: impl FnMut(&[u8], bool) -> io::Result<()>,
+) -> io::Result<()> {
+    if entry.kind == Kind::Symlink {
+        let blocks = entry.link.len().div_ceil(BLOCK_SIZE);
+        for (i, block) in entry.link.chunks(BLOCK_SIZE).enumerate() {
+            each(block, i + 1 == blocks)?;
+        }
+        return Ok(());
+    }
+    let dirents = names(tree, &plan.children, node).map(|(name, to)| {
+        let inode = tree.inode_of(to);
+        Dirent { name, nid: u64::from(inode.nid), file_type: file_type(inode.kind) }
+    });
+    dirs::encode(dirents, each)
 }
 
 /// Lays the image out: fixes link counts and node numbers in `tree`.
@@ -251,11 +263,12 @@ pub(crate) fn write(
             bytes.extend_from_slice(&entry.xattrs);
         }
         match shape.layout {
-            Layout::Inline => {
-                let data = content(&entry, tree, plan, node);
-                let start = data.len() - usize::try_from(shape.tail).unwrap_or_default();
-                bytes.extend_from_slice(&data[start..]);
-            }
+            Layout::Inline => content(&entry, tree, plan, node, |block, last| {
+                if last {
+                    bytes.extend_from_slice(block);
+                }
+                Ok(())
+            })?,
             Layout::Chunked => {
                 for &chunk in &entry.chunks {
                     let block = if chunk == HOLE {
@@ -282,21 +295,15 @@ pub(crate) fn write(
         if shape.outside == 0 {
             continue;
         }
-        let data = content(&entry, tree, plan, node);
-        let length = usize::try_from(shape.size - shape.tail).unwrap_or_default();
-        out.put(&data[..length])?;
-        let end = out.position.next_multiple_of(BLOCK);
-        out.pad_to(end)?;
+        content(&entry, tree, plan, node, |block, last| {
+            if last && shape.layout == Layout::Inline {
+                return Ok(());
+            }
+            out.put(block)?;
+            let end = out.position.next_multiple_of(BLOCK);
+            out.pad_to(end)
+        })?;
     }
     debug_assert_eq!(out.position, plan.size);
     out.inner.flush()
-}
-
-fn content(entry: &Entry, tree: &Tree, plan: &Plan, node: u32) -> Vec<u8> {
-    if entry.kind == Kind::Symlink {
-        return entry.link.clone();
-    }
-    let mut data = Vec::new();
-    dirs::encode(&names(tree, &plan.children, node), &mut data);
-    data
 }
