@@ -146,6 +146,11 @@ impl Descriptor {
         self.annotations.as_ref()?.get("org.opencontainers.image.ref.name").map(String::as_str)
     }
 
+    /// The whole name that Docker and containerd give it in a layout.
+    pub(crate) fn image_name(&self) -> Option<&str> {
+        self.annotations.as_ref()?.get("io.containerd.image.name").map(String::as_str)
+    }
+
     pub(crate) fn is_index(&self) -> bool {
         matches!(self.media_type.as_str(), OCI_INDEX | DOCKER_LIST)
     }

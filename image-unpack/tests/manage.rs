@@ -80,6 +80,7 @@ fn saved_images_load_everywhere() {
     assert_eq!(loaded.iter().map(|i| i.id).collect::<Vec<_>>(), [chosen[0].0, chosen[1].0]);
     assert_eq!(second.lookup(&chosen[1].1[0]).unwrap().unwrap().id, chosen[1].0);
     assert_eq!(save(&first, &chosen), bytes, "the same images give the same bytes");
+    assert_eq!(save(&second, &chosen), bytes, "and after a load too");
     if have("skopeo") {
         let one = work.path().join("one.tar");
         fs::write(&one, save(&first, &chosen[..1])).unwrap();

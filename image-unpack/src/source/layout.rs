@@ -10,6 +10,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::manifest::{Descriptor, Document, Index, Platform, choose, parse_document};
+use crate::reference::Reference;
 
 enum Files {
     Directory(PathBuf),
@@ -97,6 +98,9 @@ impl Layout {
             };
         };
         let matches = |d: &&Descriptor| {
+            if d.image_name() == Some(tag) {
+                return true;
+            }
             d.ref_name().is_some_and(|name| {
                 name == tag || name.rsplit_once(':').is_some_and(|(_, t)| t == tag && !t.contains('/'))
             })
@@ -107,6 +111,25 @@ impl Layout {
             [one] => Ok(one.clone()),
             _ => choose(&Index { manifests: found.clone() }, platform, &self.place).cloned(),
         }
+    }
+
+    /// The images that have whole names: what selects each, and its names.
+    pub(super) fn names(&self, limits: &Limits) -> Result<Vec<(Option<String>, Vec<Reference>)>> {
+        let place = format!("{}: index.json", self.place);
+        let Document::Index(index) = parse_document(&self.document("index.json", limits)?, &place, limits)?
+        else {
+            return Err(Error::bad_image(place, "it is not an image index"));
+        };
+        let mut found: Vec<(Digest, String, Vec<Reference>)> = Vec::new();
+        for descriptor in &index.manifests {
+            let Some(name) = descriptor.image_name() else { continue };
+            let reference = name.parse()?;
+            match found.iter_mut().find(|(digest, ..)| *digest == descriptor.digest) {
+                Some((_, _, names)) => names.push(reference),
+                None => found.push((descriptor.digest, name.to_owned(), vec![reference])),
+            }
+        }
+        Ok(found.into_iter().map(|(_, select, names)| (Some(select), names)).collect())
     }
 
     fn no_tag(&self, tag: &str, index: &Index) -> Error {

@@ -132,15 +132,23 @@ pub(crate) fn check_document_size(descriptor: &Descriptor, what: &str, limits: &
     Ok(())
 }
 
-/// Whether an archive is a docker-archive (it may be an OCI layout too).
-pub(crate) fn is_docker_archive(path: &Path, limits: &Limits) -> Result<bool> {
-    Ok(archive::Archive::open(path, limits)?.size("manifest.json").is_some())
-}
-
-/// The images of an archive: what selects each, and its names.
-pub(crate) fn archive_names(path: &Path, limits: &Limits) -> Result<Vec<(Option<String>, Vec<Reference>)>> {
-    if !is_docker_archive(path, limits)? {
-        return Ok(vec![(None, Vec::new())]);
+/// The images of an archive, and the names it gives them. One that is an OCI layout too is taken as that: it has the
+/// manifests as they were.
+pub(crate) fn images_of_archive(path: &Path, limits: &Limits) -> Result<Vec<(Source, Vec<Reference>)>> {
+    let members = archive::Archive::open(path, limits)?;
+    let (layout, docker) = (members.size("index.json").is_some(), members.size("manifest.json").is_some());
+    let path = path.to_path_buf();
+    if layout {
+        let named = layout::Layout::archive(&path, None, limits)?.names(limits)?;
+        if !named.is_empty() {
+            let source = |tag| Source::LayoutArchive { path: path.clone(), tag };
+            return Ok(named.into_iter().map(|(tag, names)| (source(tag), names)).collect());
+        }
     }
-    docker::DockerArchive::open(path, None, limits)?.names(limits)
+    if docker {
+        let named = docker::DockerArchive::open(&path, None, limits)?.names(limits)?;
+        let source = |tag| Source::DockerArchive { path: path.clone(), tag };
+        return Ok(named.into_iter().map(|(tag, names)| (source(tag), names)).collect());
+    }
+    Ok(vec![(Source::LayoutArchive { path, tag: None }, Vec::new())])
 }

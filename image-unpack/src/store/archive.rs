@@ -14,8 +14,8 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::{Manifest, OCI_INDEX, OCI_MANIFEST, Platform};
 use crate::progress::Progress;
-use crate::reference::{Reference, Source};
-use crate::source::{archive_names, is_docker_archive};
+use crate::reference::Reference;
+use crate::source::images_of_archive;
 
 impl Store {
     /// Writes images and their names to `out`. The same images and names give the same bytes.
@@ -100,13 +100,7 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<Vec<Image>> {
         let mut images = Vec::new();
-        for (tag, names) in archive_names(path, &self.limits)? {
-            let path = path.to_path_buf();
-            let source = if is_docker_archive(&path, &self.limits)? {
-                Source::DockerArchive { path, tag }
-            } else {
-                Source::LayoutArchive { path, tag }
-            };
+        for (source, names) in images_of_archive(path, &self.limits)? {
             let mut image = self.ensure(&source, platform, progress)?;
             for name in names {
                 let record = RefRecord { name: name.to_string(), id: image.id, manifest: image.manifest };
