@@ -369,6 +369,13 @@ fn a_corrupt_store_heals() {
     let again = store.ensure(&layout.source(), &Platform::host(), &Quiet).unwrap();
     assert_eq!(again.disk, image.disk);
     assert_eq!(fs::read(meta).unwrap(), before);
+    // A layer's data is cut short.
+    let data = &image.disk.extents[1].path;
+    let whole = fs::read(data).unwrap();
+    fs::write(data, b"short").unwrap();
+    assert!(store.cached(&layout.source(), &Platform::host()).unwrap().is_none());
+    store.ensure(&layout.source(), &Platform::host(), &Quiet).unwrap();
+    assert!(fs::read(data).unwrap() == whole);
     // The layer is gone, and the blob it came from is damaged: it is fetched again.
     fs::remove_dir_all(store.root().join("layers").join(Digest::of(&tar).hex())).unwrap();
     let blob = pack(&tar, Pack::Gzip).0;

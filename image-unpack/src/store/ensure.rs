@@ -222,6 +222,11 @@ impl Store {
             let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
             file.sync_all().map_err(|e| Error::io("write", path, e))?;
         }
+        if target.exists() && !self.is_whole(layer.diff_id) {
+            // Damaged: out of the way, and gone with the temporary directory.
+            let aside = temporary.path.join("damaged");
+            fs::rename(&target, &aside).map_err(|e| Error::io("replace", &target, e))?;
+        }
         publish(&dir, &target)?;
         progress.event(Event::LayerDone { layer: number, digest: shown });
         Ok(())
@@ -230,8 +235,13 @@ impl Store {
     /// Whether a layer is here, with the blob it was made from: without that the image could not be pushed or saved.
     fn has_layer(&self, diff_id: Digest) -> bool {
         let origin = self.read_record::<LayerOrigin>(self.layer_path(diff_id).join("origin.json"));
-        matches!(origin, Ok(Some(origin)) if self.blob_path(origin.digest).exists())
-            && self.layer_path(diff_id).join("index").exists()
+        matches!(origin, Ok(Some(origin)) if self.blob_path(origin.digest).exists()) && self.is_whole(diff_id)
+    }
+
+    /// Whether a layer's index can be read and its data is as long as that says.
+    fn is_whole(&self, diff_id: Digest) -> bool {
+        let length = fs::metadata(self.layer_path(diff_id).join("data")).map(|m| m.len());
+        self.layer_summary(diff_id).is_ok_and(|summary| length.is_ok_and(|n| n == summary.data_bytes))
     }
 
     fn layer_index(&self, diff_id: Digest) -> Result<File> {
