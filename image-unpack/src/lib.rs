@@ -7,12 +7,12 @@
 //! Image bytes are hostile. Everything is bounded by [`Limits`], digests are verified before content is used, and no
 //! path of a layer touches the host's file system.
 //!
-//! Modules, each using only those to its right:
+//! Modules, each using only those to its right (`registry` is one kind of `source`, and they know each other):
 //! ```text
-//! store -> source -> registry -> manifest -> reference -> digest -> error
-//!   |  \-> erofs -> tree
-//!   |  \-> merge -> tree -> layer::index
-//!   \----> layer (pipe -> pass -> header, pax, path, sparse, xattr, data, index)
+//! store (ensure, records, manage, archive, push) -> source, registry -> manifest -> reference -> digest -> error
+//!   |-> erofs -> tree
+//!   |-> merge -> tree -> layer::index
+//!   \-> layer (pipe -> pass -> header, pax, path, sparse, xattr, data, index)
 //! ```
 
 mod digest;
