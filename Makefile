@@ -6,11 +6,11 @@ export CARGO_TARGET_DIR
 BIN := $(CARGO_TARGET_DIR)/release
 BULKHEAD := $(BIN)/bulkhead
 
-BUILD_PACKAGES := bc bison busybox-static ca-certificates cpio curl e2fsprogs flex gcc libc6-dev libelf-dev libssl-dev make xz-utils
+BUILD_PACKAGES := bc bison busybox-static ca-certificates cpio curl e2fsprogs flex gcc libc6-dev libelf-dev libssl-dev make patch xz-utils
 TEST_PACKAGES := $(BUILD_PACKAGES) debootstrap docker-registry erofs-utils expect procps skopeo strace umoci util-linux
 BENCH_PACKAGES := $(TEST_PACKAGES) containerd podman runc
 
-.PHONY: help setup setup-test setup-bench build kernel-uml kernel-kvm demo test bench lint fmt install clean
+.PHONY: help setup setup-test setup-bench build kernel-uml kernel-kvm demo test bench bench-image lint fmt install clean
 
 help: ## Show the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -42,6 +42,9 @@ test: setup-test build kernel-uml kernel-kvm ## Run all tests
 
 bench: setup-bench build kernel-uml ## Time `run` beside runc, ctr and podman
 	@tests/bench/run.sh $(BULKHEAD)
+
+bench-image: setup-bench ## Time making an image ready beside podman, containerd and umoci
+	@python3 image-unpack/benches/bench-image.py
 
 lint: ## Check formatting and run clippy
 	@cargo fmt --all --check

@@ -21,7 +21,9 @@ fail() { # what, why, next
 read -r _ product arch package version sha256 suites < <(grep -E "^$kind[[:space:]]" "$here/sources.lock" || true) || true
 [ -n "${product:-}" ] || fail "unknown guest kernel '$kind'" "there are two: uml and kvm" "guest-kernel/build.sh uml"
 
-key=$({ grep -E "^$kind[[:space:]]" "$here/sources.lock"; cat "$here/config/common.config" "$here/config/$kind.config" "$here/build.sh"
+shopt -s nullglob
+patches=("$here/patches/$kind-"*.patch)
+key=$({ grep -E "^$kind[[:space:]]" "$here/sources.lock"; cat "$here/config/common.config" "$here/config/$kind.config" "${patches[@]}" "$here/build.sh"
     gcc -dumpfullversion 2>/dev/null || echo none; } | sha256sum | cut -c1-16)
 final=$cache/kernels/$kind-$key
 link=$cache/kernels/$kind
@@ -40,7 +42,7 @@ exec 9> "$cache/kernels/.$kind.lock"
 flock 9
 [ -e "$final/$product" ] && publish
 
-for tool in gcc make flex bison bc xz dpkg-deb; do
+for tool in gcc make flex bison bc xz patch dpkg-deb; do
     command -v "$tool" > /dev/null || fail "the $kind guest kernel cannot be built" "$tool is not installed" "make setup"
 done
 
@@ -112,6 +114,11 @@ say "unpacking the source"
 mkdir "$work/source" "$work/out"
 xz -dc "$work/linux.tar.xz" | tar -x -C "$work/source" --strip-components=1
 rm "$work/linux.tar.xz"
+for patch in ${patches[@]+"${patches[@]}"}; do
+    say "applying $(basename "$patch")"
+    patch --quiet --forward --fuzz=0 -p1 -d "$work/source" < "$patch" >&2 ||
+        fail "a patch does not fit the source of the $kind guest kernel" "$(basename "$patch") was made for $package $version" "remake the patch for the new source"
+done
 
 make_kernel() { make -C "$work/source" O="$work/out" ARCH="$arch" KBUILD_BUILD_USER=bulkhead KBUILD_BUILD_HOST=bulkhead \
     KBUILD_BUILD_TIMESTAMP='1970-01-01' "$@"; }

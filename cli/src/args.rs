@@ -17,6 +17,8 @@ pub enum Command {
     Run(Box<Run>),
     /// List containers
     Ps(Ps),
+    /// Stop containers: their image's stop signal, then the end of their machine
+    Stop(Stop),
     /// Remove containers that do not run
     Rm(Rm),
     /// Boot a machine on each accelerator and tell what this host can do
@@ -81,6 +83,17 @@ pub struct Ps {
     /// Print ids only
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+/// Options of `stop`.
+#[derive(Debug, Args)]
+pub struct Stop {
+    /// Seconds to wait before the machine is ended
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 10)]
+    pub time: u32,
+    /// Ids, or unambiguous beginnings of them
+    #[arg(required = true, value_name = "CONTAINER")]
+    pub containers: Vec<String>,
 }
 
 /// Options of `rm`.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::EngineError;
@@ -18,6 +19,8 @@ use crate::EngineError;
 const MAX_STATE: u64 = 1 << 20;
 /// Hexadecimal digits of an id, as Docker's.
 const ID_DIGITS: usize = 64;
+/// Name of the lock of all containers, beside their directories.
+const REGISTRY_LOCK: &str = ".lock";
 /// Hexadecimal digits that people see.
 const SHORT_ID: usize = 12;
 
@@ -38,6 +41,8 @@ pub struct Description {
     pub accelerator: String,
     /// What stands between guest and host, for people.
     pub boundary: String,
+    /// Process that owns it while it runs. It takes SIGTERM as the wish to stop.
+    pub supervisor: u32,
     /// Where it is in its life.
     pub state: State,
 }
@@ -101,6 +106,8 @@ impl Containers {
     /// The directory cannot be written.
     pub fn create(&self, describe: impl FnOnce(String) -> Description) -> Result<Owned, EngineError> {
         let id = random_id().map_err(EngineError::io("reading random bytes"))?;
+        // Nobody may take a directory for a dead owner's before it is locked.
+        let _registry = self.registry(FlockArg::LockExclusive)?;
         let directory = self.0.join(&id);
         fs::DirBuilder::new()
             .mode(0o700)
@@ -119,6 +126,7 @@ impl Containers {
     /// # Errors
     /// The directory cannot be read.
     pub fn list(&self) -> Result<Vec<Description>, EngineError> {
+        let _registry = self.registry(FlockArg::LockShared)?;
         let mut all: Vec<Description> = self.directories()?.iter().filter_map(|d| correct(d)).collect();
         all.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.id.cmp(&b.id)));
         Ok(all)
@@ -129,6 +137,7 @@ impl Containers {
     /// # Errors
     /// The directory cannot be read.
     pub fn collect(&self) -> Result<(), EngineError> {
+        let _registry = self.registry(FlockArg::LockShared)?;
         self.directories()?.iter().for_each(|d| drop(correct(d)));
         Ok(())
     }
@@ -138,28 +147,52 @@ impl Containers {
     /// # Errors
     /// There is no such container, several, or it runs.
     pub fn remove(&self, name: &str) -> Result<String, EngineError> {
-        let found: Vec<PathBuf> = self
-            .directories()?
-            .into_iter()
-            .filter(|d| {
-                !name.is_empty() && d.file_name().is_some_and(|f| f.to_string_lossy().starts_with(name))
-            })
-            .collect();
-        let [directory] = found.as_slice() else { return Err(EngineError::NoContainer(name.to_owned())) };
-        let Some(_lock) = lock(directory)? else {
+        let _registry = self.registry(FlockArg::LockShared)?;
+        let directory = self.find(name)?;
+        let Some(_lock) = lock(&directory)? else {
             return Err(EngineError::Option {
                 option: format!("rm {name}"),
                 why: "the container is running".to_owned(),
-                next: "stop it first".to_owned(),
+                next: format!("bulkhead stop {name}"),
             });
         };
-        remove_directory(directory)?;
+        remove_directory(&directory)?;
         Ok(directory.file_name().map(|f| f.to_string_lossy().into_owned()).unwrap_or_default())
+    }
+
+    /// The owner of a running container, or `None` if it does not run.
+    ///
+    /// # Errors
+    /// There is no such container, or several.
+    pub fn supervisor(&self, name: &str) -> Result<Option<Pid>, EngineError> {
+        let _registry = self.registry(FlockArg::LockShared)?;
+        let directory = self.find(name)?;
+        // Who holds the lock lives, so its number is still its own.
+        let running = lock(&directory)?.is_none();
+        let pid = load(&directory).and_then(|d| i32::try_from(d.supervisor).ok()).filter(|pid| *pid > 1);
+        Ok(pid.filter(|_| running).map(Pid::from_raw))
+    }
+
+    /// The directory of a container, by id or unambiguous beginning of it.
+    fn find(&self, name: &str) -> Result<PathBuf, EngineError> {
+        let matches = |path: &Path| path.file_name().is_some_and(|f| f.to_string_lossy().starts_with(name));
+        let mut found = self.directories()?.into_iter().filter(|d| !name.is_empty() && matches(d));
+        match (found.next(), found.next()) {
+            (Some(directory), None) => Ok(directory),
+            _ => Err(EngineError::NoContainer(name.to_owned())),
+        }
+    }
+
+    /// The lock of all containers: exclusive while one is being made, shared while they are looked at.
+    fn registry(&self, how: FlockArg) -> Result<Flock<File>, EngineError> {
+        let file = open_lock(&self.0.join(REGISTRY_LOCK))?;
+        Flock::lock(file, how).map_err(|(_, e)| EngineError::io("locking the containers")(e.into()))
     }
 
     fn directories(&self) -> Result<Vec<PathBuf>, EngineError> {
         let read = || -> io::Result<Vec<PathBuf>> {
-            fs::read_dir(&self.0)?.map(|entry| entry.map(|e| e.path())).collect()
+            let all = fs::read_dir(&self.0)?.map(|entry| entry.map(|e| e.path()));
+            all.filter(|path| path.as_ref().map_or(true, |p| !p.ends_with(REGISTRY_LOCK))).collect()
         };
         read().map_err(EngineError::io(format!("reading the directory {}", self.0.display())))
     }
@@ -194,16 +227,16 @@ fn remove_directory(directory: &Path) -> Result<(), EngineError> {
     fs::remove_dir_all(directory).map_err(EngineError::io(format!("removing {}", directory.display())))
 }
 
+fn open_lock(path: &Path) -> Result<File, EngineError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    options.open(path).map_err(EngineError::io(format!("opening {}", path.display())))
+}
+
 /// Takes the lock of a container, or tells that somebody holds it.
 fn lock(directory: &Path) -> Result<Option<Flock<File>>, EngineError> {
     let path = directory.join("lock");
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(EngineError::io(format!("opening {}", path.display())))?;
+    let file = open_lock(&path)?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(Some(lock)),
         Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
@@ -269,6 +302,7 @@ mod tests {
             auto_remove,
             accelerator: "uml".into(),
             boundary: "user-space kernel".into(),
+            supervisor: std::process::id(),
             state: State::Running,
         }
     }
@@ -282,6 +316,7 @@ mod tests {
         assert_eq!(containers.list().unwrap().len(), 2);
         assert!(containers.list().unwrap().iter().all(|c| c.state == State::Running));
         assert!(matches!(containers.remove(&kept.description.id), Err(EngineError::Option { .. })));
+        assert_eq!(containers.supervisor(&kept.description.id).unwrap(), Some(Pid::this()));
 
         // Their owner dies: the locks are gone, the files are not.
         let id = kept.description.id.clone();
@@ -290,8 +325,9 @@ mod tests {
         let list = containers.list().unwrap();
         assert_eq!(list.len(), 1);
         assert!(matches!(list[0].state, State::Exited { code: 137, .. }));
+        assert_eq!(containers.supervisor(&id).unwrap(), None);
         assert_eq!(containers.remove(&id[..12]).unwrap(), id);
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        assert!(containers.directories().unwrap().is_empty());
         assert!(matches!(containers.remove(&id), Err(EngineError::NoContainer(_))));
         assert!(matches!(containers.remove(""), Err(EngineError::NoContainer(_))));
     }

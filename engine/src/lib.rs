@@ -3,7 +3,7 @@
 //! The parts, lowest first: [`error`] (what people are told), [`paths`] (where state and parts lie), [`container`]
 //! (one directory each), [`disk`] (the writable disk), [`accelerator`] (what executes guests here), [`machine`] (the VMM as a
 //! process), [`client`] (the agent's side of the conversation), [`spec`] (image configuration to OCI runtime specification),
-//! [`terminal`] and [`stdio`] (the caller's end), `session` (the conversation), and the verbs on top: [`run`], [`doctor`].
+//! [`terminal`] and [`stdio`] (the caller's end), `session` (the conversation), and the verbs on top: [`run`], [`stop`], [`doctor`].
 
 pub mod accelerator;
 pub mod client;
@@ -20,6 +20,7 @@ mod session;
 mod signals;
 pub mod spec;
 pub mod stdio;
+pub mod stop;
 pub mod terminal;
 mod timings;
 

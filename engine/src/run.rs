@@ -17,7 +17,7 @@ use crate::machine::{Hardware, Machine};
 use crate::options::{DEFAULT_MEMORY_MIB, GUEST_OVERHEAD_MIB, RunOptions};
 use crate::paths::Paths;
 use crate::session::{Ended, Session};
-use crate::signals::Signals;
+use crate::signals::{self, Signals};
 use crate::timings::Timings;
 use crate::{EngineError, disk, image, spec};
 
@@ -62,9 +62,10 @@ pub fn run(paths: &Paths, options: &RunOptions, observer: &dyn Observer) -> Resu
     paths.kernel(chosen.accelerator)?;
     let image = image::ensure(&paths.images(), &options.image, observer.progress())?;
     timings.mark("image");
+    let stop_signal = signals::stop_signal(&image.config)?;
 
     let container = containers.create(|id| describe(id, &image, options, &chosen))?;
-    let result = supervise(paths, options, &image, chosen, size, &container, &signals, &timings);
+    let result = supervise(paths, options, &image, stop_signal, chosen, size, &container, &signals, &timings);
     let ended = finish(container, options.auto_remove, result);
     timings.mark("removed");
     ended
@@ -116,6 +117,7 @@ fn describe(id: String, image: &Image, options: &RunOptions, chosen: &Chosen) ->
         auto_remove: options.auto_remove,
         accelerator: chosen.accelerator.name().to_owned(),
         boundary: chosen.boundary.to_owned(),
+        supervisor: std::process::id(),
         state: State::Created,
     }
 }
@@ -145,6 +147,7 @@ fn supervise(
     paths: &Paths,
     options: &RunOptions,
     image: &Image,
+    stop_signal: u8,
     chosen: Chosen,
     size: MachineSize,
     container: &Owned,
@@ -167,7 +170,7 @@ fn supervise(
     let hostname = options.hostname.clone().unwrap_or_else(|| container.description.short_id().to_owned());
     let spec = spec::build(&image.config, options, &hostname);
     let client = Client::new(machine.agent().try_clone().map_err(EngineError::io("sharing a socket"))?);
-    let mut session = Session { client, machine, signals, accelerator, interrupts: 0 };
+    let mut session = Session { client, machine, signals, stop_signal, accelerator, interrupts: 0 };
     let result = session.run(options, image, spec, timings);
     // The disk is thrown away with a temporary container: its machine need not write it.
     let report = match &result {

@@ -73,6 +73,8 @@ pub(crate) struct Session<'a> {
     pub(crate) client: Client,
     pub(crate) machine: Machine,
     pub(crate) signals: &'a Signals,
+    /// What the image wants to be sent in place of SIGTERM.
+    pub(crate) stop_signal: u8,
     pub(crate) accelerator: Accelerator,
     /// Interrupts and terminations that the container has been sent.
     pub(crate) interrupts: u32,
@@ -234,7 +236,10 @@ impl Session<'_> {
                 return Ok(Some(self.ended_by(signal)));
             }
         }
-        let number = u8::try_from(signal as i32).unwrap_or(0);
+        let number = match signal {
+            Signal::SIGTERM => self.stop_signal,
+            other => u8::try_from(other as i32).unwrap_or(0),
+        };
         self.client.send(Call::Signal { process: process.clone(), signal: number })?;
         Ok(None)
     }

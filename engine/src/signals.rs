@@ -5,6 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use agent::protocol::MAX_SIGNAL;
+use oci_spec::image::ImageConfiguration;
+
 use crate::EngineError;
 
 /// Signals that go to the container, as with `docker run`.
@@ -17,6 +20,11 @@ const FORWARDED: [Signal; 7] = [
     Signal::SIGUSR2,
     Signal::SIGWINCH,
 ];
+
+/// SIGRTMIN as programs count it: the C library keeps two of the kernel's for itself.
+const FIRST_REAL_TIME: u8 = 34;
+/// What ends a container whose image does not say.
+const SIGTERM: u8 = 15;
 
 /// Blocks the forwarded signals for as long as it lives; threads started meanwhile block them too.
 pub(crate) struct Signals {
@@ -53,5 +61,48 @@ impl AsFd for Signals {
 impl Drop for Signals {
     fn drop(&mut self) {
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.before), None);
+    }
+}
+
+/// The signal that an image's StopSignal names (`SIGQUIT`, `QUIT` or `3`); SIGTERM if it names none.
+///
+/// # Errors
+/// It names no signal.
+pub(crate) fn stop_signal(image: &ImageConfiguration) -> Result<u8, EngineError> {
+    let Some(name) = image.config().as_ref().and_then(|c| c.stop_signal().as_deref()) else {
+        return Ok(SIGTERM);
+    };
+    number(name).ok_or_else(|| EngineError::Option {
+        option: format!("the image's StopSignal {name:?}"),
+        why: "there is no such signal".to_owned(),
+        next: "correct the image's configuration".to_owned(),
+    })
+}
+
+fn number(name: &str) -> Option<u8> {
+    let by_name = || {
+        let upper = name.to_ascii_uppercase();
+        let full = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
+        // As bash and Docker write the signals beyond the named ones.
+        if let Some(offset) = full.strip_prefix("SIGRTMIN+") {
+            return offset.parse::<u8>().ok().and_then(|n| n.checked_add(FIRST_REAL_TIME));
+        }
+        full.parse::<Signal>().ok().and_then(|s| u8::try_from(s as i32).ok())
+    };
+    name.parse().ok().or_else(by_name).filter(|n| (1..=MAX_SIGNAL).contains(n))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_by_name_and_number() {
+        for (name, signal) in [("SIGQUIT", 3), ("QUIT", 3), ("term", 15), ("9", 9), ("SIGRTMIN+3", 37)] {
+            assert_eq!(number(name), Some(signal), "{name}");
+        }
+        for name in ["", "0", "65", "-1", "SIGNONE", "SIGRTMIN+200", "SIGRTMIN+31"] {
+            assert_eq!(number(name), None, "{name}");
+        }
     }
 }

@@ -187,6 +187,42 @@ fn signals_reach_the_container() {
 }
 
 #[test]
+fn the_images_stop_signal_is_honoured_and_stop_loses_patience() {
+    let Some(bulkhead) = Bulkhead::new() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let image = ImageBuilder::new(json!({ "Env": ["PATH=/bin"], "StopSignal": "SIGUSR2" }))
+        .busybox_layer()
+        .write(directory.path());
+    let image = format!("oci:{}", image.display());
+    let start = |script: &str| {
+        let mut child = bulkhead
+            .command(&["run", "--accel", "uml", &image, "sh", "-c", script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0u8; 6]).unwrap();
+        let id = bulkhead.ran(&["ps", "-q"]).stdout.trim().to_owned();
+        (child, id)
+    };
+    let (child, id) =
+        start("trap 'echo stopped; exit 4' USR2; trap '' TERM; echo ready; while :; do sleep 0.05; done");
+    let stopped = bulkhead.ran(&["stop", &id]);
+    assert_eq!((stopped.code, stopped.stdout.trim()), (0, id.as_str()), "{stopped:?}");
+    let ran = Ran::from(child.wait_with_output().unwrap());
+    assert_eq!((ran.code, ran.stdout.as_str()), (4, "stopped\n"));
+
+    let (mut child, id) = start("trap '' USR2; echo ready; while :; do sleep 0.05; done");
+    assert_eq!(bulkhead.ran(&["stop", "--time", "1", &id]).code, 0);
+    assert!(child.wait().unwrap().code().is_none(), "its supervisor was killed");
+    let listed = bulkhead.ran(&["ps", "-a"]).stdout;
+    assert!(listed.contains("Exited (137)") && listed.contains("Exited (4)"), "{listed}");
+    for id in bulkhead.ran(&["ps", "-aq"]).stdout.lines() {
+        assert_eq!(bulkhead.ran(&["rm", id]).code, 0);
+    }
+    bulkhead.assert_nothing_left();
+}
+
+#[test]
 fn the_third_interrupt_ends_a_container_that_ignores_them() {
     let Some(bulkhead) = Bulkhead::new() else { return };
     let mut child = bulkhead

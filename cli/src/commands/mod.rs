@@ -4,6 +4,7 @@ mod doctor;
 mod ps;
 mod rm;
 mod run;
+mod stop;
 
 use engine::EngineError;
 use engine::accelerator;
@@ -18,6 +19,7 @@ pub fn execute(command: Command) -> Result<u8, EngineError> {
     match command {
         Command::Run(args) => run::execute(&paths, *args),
         Command::Ps(args) => ps::execute(&paths, &args),
+        Command::Stop(args) => stop::execute(&paths, &args),
         Command::Rm(args) => rm::execute(&paths, &args),
         Command::Doctor => Ok(doctor::execute(&paths)),
         Command::Accelerator => {
