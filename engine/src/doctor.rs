@@ -13,7 +13,7 @@ use crate::client::Client;
 use crate::machine::{Hardware, Machine, wait_readable};
 use crate::options::{AcceleratorChoice, Isolation};
 use crate::paths::Paths;
-use crate::session::boot_timeout;
+use crate::session::{boot_timeout, silent};
 use crate::{EngineError, disk};
 
 /// The command that lifts the limit on memory mappings.
@@ -202,14 +202,7 @@ fn boot(paths: &Paths, accelerator: Accelerator) -> Result<(Duration, &'static s
     let report = machine.kill();
     match result {
         Ok(true) => Ok((time, boundary)),
-        Ok(false) => Err(EngineError::AgentSilent {
-            seconds: timeout.as_secs(),
-            report: Box::new(report.unwrap_or(vmm::control::ExitReport {
-                reason: vmm::control::ExitReason::Killed,
-                detail: String::new(),
-                console: String::new(),
-            })),
-        }),
+        Ok(false) => Err(silent(timeout, report)),
         Err(e) => Err(e),
     }
 }

@@ -139,7 +139,7 @@ impl Session<'_> {
         let deadline = Instant::now() + timeout;
         loop {
             match self.wait(Some(deadline))? {
-                Wake::Timeout => return Err(silent(timeout)),
+                Wake::Timeout => return Err(silent(timeout, None)),
                 Wake::Messages(messages) => match messages.first() {
                     Some(Message::Hello { version: protocol::VERSION }) => return Ok(None),
                     Some(_) => return Err(broken("its first word was no hello of this protocol's version")),
@@ -177,7 +177,7 @@ impl Session<'_> {
         let mut start_deadline = Some(Instant::now() + START_TIMEOUT);
         let (status, oom_killed) = 'ended: loop {
             match self.wait(start_deadline)? {
-                Wake::Timeout => return Err(silent(START_TIMEOUT)),
+                Wake::Timeout => return Err(silent(START_TIMEOUT, None)),
                 Wake::Signal(signal) => {
                     if let Some(ended) = self.forward(process, signal, with_terminal)? {
                         return Ok(ended);
@@ -313,9 +313,10 @@ pub(crate) fn boot_timeout(accelerator: Accelerator) -> Duration {
     Duration::from_secs(asked.unwrap_or(default))
 }
 
-fn silent(timeout: Duration) -> EngineError {
-    let report = ExitReport { reason: ExitReason::Killed, detail: String::new(), console: String::new() };
-    EngineError::AgentSilent { seconds: timeout.as_secs(), report: Box::new(report) }
+/// The error for an agent that said nothing in time; `report` is the machine's own, once it was ended.
+pub(crate) fn silent(timeout: Duration, report: Option<ExitReport>) -> EngineError {
+    let empty = || ExitReport { reason: ExitReason::Killed, detail: String::new(), console: String::new() };
+    EngineError::AgentSilent { seconds: timeout.as_secs(), report: Box::new(report.unwrap_or_else(empty)) }
 }
 
 fn broken(why: &str) -> EngineError {
