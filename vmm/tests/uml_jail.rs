@@ -92,9 +92,9 @@ fn no_process_outlives_a_vmm_that_is_killed() {
 #[test]
 fn no_process_outlives_a_vmm_that_is_killed_at_any_time() {
     let kernel = kernel_or_skip!();
-    for delay in 0..24 {
+    for delay in 0..80 {
         let mut machine = Setup::new(&kernel, "hang").boot();
-        std::thread::sleep(Duration::from_micros(500 * delay));
+        std::thread::sleep(Duration::from_micros(150 * delay));
         let processes = machine.descendants();
         machine.vmm.kill().unwrap();
         machine.vmm.wait().unwrap();

@@ -58,6 +58,8 @@ struct Plan<'a> {
     placement: Option<Placement>,
     /// Pipe ends: see [`Launched`]. `go` lets the child begin once its user is mapped; `input` is an empty one.
     go: RawFd,
+    /// The parent's ends of `go` and `lifeline`, of which the child must keep no copy: it would never see their end.
+    parents: [RawFd; 2],
     input: RawFd,
     console: RawFd,
     started: RawFd,
@@ -122,6 +124,7 @@ pub fn launch(parts: &Parts, placement: Option<Placement>) -> Result<Launched, U
         limits: Limits { file_size: size, descriptors: MAX_DESCRIPTORS },
         placement,
         go: go_reader.as_raw_fd(),
+        parents: [go_writer.as_raw_fd(), lifeline.as_raw_fd()],
         input: input.as_raw_fd(),
         console: console_writer.as_raw_fd(),
         started: started_writer.as_raw_fd(),
@@ -183,7 +186,9 @@ fn init_process(plan: &Plan<'_>) -> ! {
 }
 
 fn init(plan: &Plan<'_>) -> Result<(), StepError> {
-    // The parent's death is this process's, and so that of all that follows.
+    plan.parents.iter().for_each(|end| sys::close(*end));
+    // The parent's death is this process's, and so that of all that follows. If it died before this is said, `go` is at
+    // its end, and `lifeline` after that.
     let die_with_parent =
         || sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong).at(Step::Clone).map(drop);
     die_with_parent()?;
