@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod error;
 pub mod image;
 pub mod machine;
+pub mod model;
 pub mod options;
 pub mod paths;
 pub mod run;

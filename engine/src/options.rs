@@ -1,5 +1,6 @@
 //! What a caller may ask of a container, in checked types.
 
+use serde::{Deserialize, Serialize};
 use vmm::config::Accelerator;
 
 /// Guest memory in MiB when the caller names no limit. It is taken from the host only as the guest touches it.
@@ -10,7 +11,8 @@ pub const GUEST_OVERHEAD_MIB: u32 = 64;
 pub const MIN_MEMORY_BYTES: u64 = 6 << 20;
 
 /// Which accelerator may be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AcceleratorChoice {
     /// The strongest one that runs guest kernels at full speed here.
     #[default]
@@ -20,7 +22,8 @@ pub enum AcceleratorChoice {
 }
 
 /// The weakest wall that the caller accepts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Isolation {
     /// Whatever the accelerator gives.
     #[default]
