@@ -3,7 +3,9 @@
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 
-use agent::protocol::{Call, Decoder, FrameError, Message, Request, Stream, StreamOpen, write_frame};
+use agent::protocol::{
+    Call, Decoder, FrameError, Message, ProcessId, Request, Stream, StreamOpen, write_frame,
+};
 
 use crate::machine::PendingConnection;
 
@@ -55,19 +57,29 @@ impl Client {
     }
 }
 
-/// Completes stream connections that were requested together, and says what each is for.
+/// Completes one stream connection and says what it is for.
+///
+/// # Errors
+/// The guest refuses it, or is gone.
+pub fn open_stream(pending: PendingConnection, open: &StreamOpen) -> Result<UnixStream, FrameError> {
+    let stream = pending.accept()?;
+    write_frame(&stream, open)?;
+    Ok(stream)
+}
+
+/// Completes a process's stream connections, which were requested together.
 ///
 /// # Errors
 /// The guest refuses one, or is gone.
 pub fn open_streams(
-    pending: Vec<(PendingConnection, StreamOpen)>,
+    process: &ProcessId,
+    pending: Vec<(PendingConnection, Stream)>,
 ) -> Result<Vec<(Stream, UnixStream)>, FrameError> {
     pending
         .into_iter()
-        .map(|(connection, open)| {
-            let stream = connection.accept()?;
-            write_frame(&stream, &open)?;
-            Ok((open.stream, stream))
+        .map(|(connection, stream)| {
+            let open = StreamOpen::Process { process: process.clone(), stream };
+            Ok((stream, open_stream(connection, &open)?))
         })
         .collect()
 }

@@ -148,7 +148,7 @@ impl EngineError {
             Self::Start(failure) => match failure.kind {
                 FailureKind::NotFound => EXIT_NOT_FOUND,
                 FailureKind::NotExecutable => EXIT_NOT_EXECUTABLE,
-                FailureKind::Unsupported | FailureKind::Other => EXIT_ENGINE,
+                _ => EXIT_ENGINE,
             },
             _ => EXIT_ENGINE,
         }
@@ -222,7 +222,7 @@ fn start_hint(kind: FailureKind) -> &'static str {
         FailureKind::NotFound => "check the command, or the image's PATH",
         FailureKind::NotExecutable => "check that it is a program for this CPU with its executable bit set",
         FailureKind::Unsupported => "run it without that option",
-        FailureKind::Other => "check the command's options against the image",
+        _ => "check the command's options against the image",
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use agent::protocol::spec::Spec;
 use agent::protocol::{
-    self, Call, ExitStatus, FrameError, Message, Prepare, ProcessId, STREAM_PORT, Start, Stream, StreamOpen,
+    self, Call, ExitStatus, FrameError, Message, Prepare, ProcessId, STREAM_PORT, Start, Stream,
 };
 use image_unpack::Image;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -103,14 +103,17 @@ impl Session<'_> {
         let process = ProcessId::try_from(INIT.to_owned()).map_err(broken)?;
         let with_terminal = options.terminal == TerminalMode::Allocate;
         // Everything is sent before the first answer is awaited: the guest mounts while the streams are opened.
-        let prepare = Prepare { image: "vda".into(), writable: "vdb".into(), wall_clock: wall_clock() };
-        let prepared = self.client.send(Call::Prepare(prepare))?;
+        let prepare = Prepare {
+            image: "vda".into(),
+            writable: "vdb".into(),
+            wall_clock: wall_clock(),
+            files: spec::files(spec.hostname.as_deref().unwrap_or_default(), ""),
+            ..Prepare::default()
+        };
+        let prepared = self.client.send(Call::Prepare(Box::new(prepare)))?;
         let pending = wanted_streams(with_terminal, options.interactive)
             .iter()
-            .map(|stream| {
-                let open = StreamOpen { process: process.clone(), stream: *stream };
-                self.machine.connect(STREAM_PORT).map(|connection| (connection, open))
-            })
+            .map(|stream| self.machine.connect(STREAM_PORT).map(|connection| (connection, *stream)))
             .collect::<io::Result<Vec<_>>>()
             .map_err(FrameError::from)?;
         let started = self.client.send(Call::Start(Box::new(Start {
@@ -119,8 +122,12 @@ impl Session<'_> {
             user: spec::user(&image.config, options),
             terminal: with_terminal.then(terminal::size),
             stdin: options.interactive,
+            groups: Vec::new(),
+            init: false,
+            seccomp: Vec::new(),
+            network: Vec::new(),
         })))?;
-        let streams = open_streams(pending)?;
+        let streams = open_streams(&process, pending)?;
         timings.mark("streams");
 
         let raw_mode = if with_terminal && options.interactive {
@@ -202,6 +209,7 @@ impl Session<'_> {
                             Message::Exited { .. } => {
                                 return Err(broken("it spoke of a process that was never started"));
                             }
+                            Message::Oom { .. } => {}
                             Message::Hello { .. } => return Err(broken("it said hello twice")),
                         }
                     }

@@ -1,5 +1,6 @@
 //! From an image's configuration and the caller's options to an OCI runtime specification, with Docker's defaults.
 
+use agent::protocol::HostFile;
 use agent::protocol::spec::{
     Capabilities, Cpu, Linux, Memory, Mount, Namespace, NamespaceKind, Process, Resources, Spec,
 };
@@ -118,13 +119,29 @@ pub fn build(image: &ImageConfiguration, options: &RunOptions, hostname: &str) -
     }
 }
 
+/// The files that Docker gives every container to name it.
+#[must_use]
+pub fn files(hostname: &str, domainname: &str) -> Vec<HostFile> {
+    let full = if domainname.is_empty() { String::new() } else { format!("{hostname}.{domainname} ") };
+    let hosts = format!(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
+         ff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n127.0.1.1\t{full}{hostname}\n"
+    );
+    let file = |path: &str, content| HostFile { path: path.to_owned(), content };
+    vec![file("/etc/hostname", format!("{hostname}\n")), file("/etc/hosts", hosts)]
+}
+
 fn resources(options: &RunOptions) -> Resources {
     let microseconds = i64::try_from(CPU_PERIOD / 1000).unwrap_or(i64::MAX);
     Resources {
-        memory: Memory { limit: options.memory.map_or(0, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)) },
+        memory: Memory {
+            limit: options.memory.map_or(0, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
+            ..Memory::default()
+        },
         cpu: Cpu {
             quota: options.milli_cpus.map_or(0, |milli| i64::from(milli) * microseconds),
             period: CPU_PERIOD,
+            ..Cpu::default()
         },
         ..Resources::default()
     }

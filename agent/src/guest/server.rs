@@ -22,7 +22,7 @@ use super::pump::{Interest, Pump, set_nonblocking};
 use super::streams::{Opened, Streams};
 use super::{AgentError, Context, rootfs};
 use crate::protocol::{
-    self, CONTROL_PORT, Call, Decoder, ExitStatus, Failure, FailureKind, Message, ProcessId, Request,
+    self, Answer, CONTROL_PORT, Call, Decoder, ExitStatus, Failure, FailureKind, Message, ProcessId, Request,
     STREAM_PORT, ShutdownMethod, Start, Stream,
 };
 
@@ -133,7 +133,7 @@ impl Server {
         protocol::write_frame(writer, message).map_err(io::Error::other).context("answer the host")
     }
 
-    fn reply(&self, id: u64, result: Result<(), Failure>) -> Result<(), AgentError> {
+    fn reply(&self, id: u64, result: Result<Answer, Failure>) -> Result<(), AgentError> {
         self.send(&Message::Reply { id, result })
     }
 
@@ -169,8 +169,9 @@ impl Server {
                 container::resize(terminal, size).map_err(|e| Failure::new(FailureKind::Other, e.to_string()))
             }),
             Call::Shutdown { method } => return self.shutdown(method),
+            _ => Err(Failure::new(FailureKind::Unsupported, "the agent does not know this call yet")),
         };
-        self.reply(id, result)
+        self.reply(id, result.map(|()| Answer::Done))
     }
 
     fn process(&self, id: &ProcessId) -> Result<&Process, Failure> {
@@ -314,7 +315,7 @@ impl Server {
         let Some(process) = self.processes.get_mut(id) else { return Ok(()) };
         let Some((request, token)) = process.starting.take() else { return Ok(()) };
         self.reports.remove(&token);
-        self.reply(request, result)
+        self.reply(request, result.map(|()| Answer::Done))
     }
 
     fn add_terminal(&mut self, id: &ProcessId, master: OwnedFd) -> Result<(), AgentError> {

@@ -63,14 +63,14 @@ impl Streams {
 
     /// Whether all these streams of a process are open.
     pub(crate) fn all_open(&self, process: &ProcessId, wanted: &[Stream]) -> bool {
-        wanted
-            .iter()
-            .all(|stream| self.opened.contains_key(&StreamOpen { process: process.clone(), stream: *stream }))
+        wanted.iter().all(|stream| {
+            self.opened.contains_key(&StreamOpen::Process { process: process.clone(), stream: *stream })
+        })
     }
 
     /// Hands a stream to its process.
     pub(crate) fn claim(&mut self, process: &ProcessId, stream: Stream) -> io::Result<Opened> {
-        let key = StreamOpen { process: process.clone(), stream };
+        let key = StreamOpen::Process { process: process.clone(), stream };
         self.opened
             .remove(&key)
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the stream is not open"))

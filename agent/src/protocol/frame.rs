@@ -154,13 +154,14 @@ mod tests {
     #[test]
     fn hostile_ids_and_unknown_fields_are_refused() {
         for bad in [r#""""#, r#""../x""#, r#""a b""#, &format!("\"{}\"", "a".repeat(65))] {
-            let json = format!(r#"{{"process":{bad},"stream":"stdin"}}"#);
+            let json = format!(r#"{{"process":{{"process":{bad},"stream":"stdin"}}}}"#);
             assert!(serde_json::from_str::<StreamOpen>(&json).is_err(), "{json}");
         }
-        let extra = r#"{"process":"a","stream":"stdin","more":1}"#;
+        let extra = r#"{"process":{"process":"a","stream":"stdin","more":1}}"#;
         assert!(serde_json::from_str::<StreamOpen>(extra).is_err());
-        let good = StreamOpen { process: id("a"), stream: Stream::Stdin };
-        assert_eq!(serde_json::from_str::<StreamOpen>(r#"{"process":"a","stream":"stdin"}"#).unwrap(), good);
+        let good = StreamOpen::Process { process: id("a"), stream: Stream::Stdin };
+        let json = r#"{"process":{"process":"a","stream":"stdin"}}"#;
+        assert_eq!(serde_json::from_str::<StreamOpen>(json).unwrap(), good);
     }
 
     /// Every byte string is refused or decoded, never a panic: a deterministic walk over mutated frames.

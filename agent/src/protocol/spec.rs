@@ -17,6 +17,9 @@ pub struct Spec {
     /// Host name inside.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
+    /// NIS domain name inside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domainname: Option<String>,
     /// The root file system. It is always the machine's disks; only `readonly` counts.
     pub root: Root,
     /// What is executed.
@@ -111,10 +114,11 @@ pub struct Rlimit {
 pub struct Mount {
     /// Absolute path in the container.
     pub destination: PathBuf,
-    /// proc, sysfs, tmpfs, devpts, mqueue or cgroup2.
+    /// proc, sysfs, tmpfs, devpts, mqueue, cgroup2, `bind` or `virtiofs`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Not used by these kinds.
+    /// For `bind`: the tag of a share that [`super::Prepare::shares`] mounted, and a path in it (`TAG`, `TAG/sub/path`; links stay within the
+    /// share). For `virtiofs`: the tag of a device. Not used by the others.
     pub source: String,
     /// As of mount(8).
     pub options: Vec<String>,
@@ -163,7 +167,7 @@ pub enum NamespaceKind {
     Cgroup,
 }
 
-/// Limits of the container's cgroup. Absent, zero and negative ones are no limits.
+/// Limits of the container's cgroup. Absent, zero and negative ones are no limits; [`super::Call::Update`] tells zero and negative apart.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Resources {
@@ -179,8 +183,10 @@ pub struct Resources {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Memory {
-    /// Bytes.
+    /// Bytes, at most.
     pub limit: i64,
+    /// Bytes that are spared when the machine is short of memory.
+    pub reservation: i64,
 }
 
 /// CPU time limits.
@@ -191,6 +197,10 @@ pub struct Cpu {
     pub quota: i64,
     /// Length of the period in microseconds; zero stands for 100,000.
     pub period: u64,
+    /// Weight against other cgroups, 2 to 262,144, as of cgroup v1; zero stands for 1,024.
+    pub shares: u64,
+    /// The CPUs that may be used, such as `0-2,4`; empty: all.
+    pub cpus: String,
 }
 
 /// Limits on the number of processes.
@@ -213,6 +223,7 @@ mod tests {
             (r#"{"linux":{"namespaces":[{"type":"user"}]}}"#, "user"),
             (r#"{"linux":{"namespaces":[{"type":"pid","path":"/x"}]}}"#, "path"),
             (r#"{"linux":{"resources":{"blockIO":{}}}}"#, "blockIO"),
+            (r#"{"linux":{"resources":{"memory":{"swap":1}}}}"#, "swap"),
             (r#"{"process":{"apparmorProfile":"x"}}"#, "apparmorProfile"),
         ];
         for (json, name) in refused {
