@@ -12,7 +12,7 @@ use agent::protocol::{CONTROL_PORT, ShutdownMethod};
 use image_unpack::RootfsDisk;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm::config::{
-    Accelerator, DiskConfig, ExtentConfig, Fd, MachineConfig, SECTOR_SIZE, VsockConfig, VsockPort,
+    Accelerator, DiskConfig, ExtentConfig, Fd, MachineConfig, RateLimit, SECTOR_SIZE, VsockConfig, VsockPort,
 };
 use vmm::control::{ControlSocket, Event, ExitReason, ExitReport, Request};
 
@@ -297,7 +297,7 @@ fn image_disk(disk: &RootfsDisk, descriptors: &mut Descriptors) -> Result<DiskCo
         let file = descriptors.add(open_read_only(&extent.path)?);
         extents.push(ExtentConfig { file, offset: extent.offset, length: extent.length });
     }
-    Ok(DiskConfig { read_only: true, extents })
+    Ok(DiskConfig { read_only: true, extents, limit: RateLimit::default() })
 }
 
 fn writable_disk(path: &Path, descriptors: &mut Descriptors) -> Result<DiskConfig, EngineError> {
@@ -311,5 +311,6 @@ fn writable_disk(path: &Path, descriptors: &mut Descriptors) -> Result<DiskConfi
     Ok(DiskConfig {
         read_only: false,
         extents: vec![ExtentConfig { file: descriptors.add(file), offset: 0, length }],
+        limit: RateLimit::default(),
     })
 }

@@ -22,6 +22,9 @@ pub const MAX_CMDLINE: usize = 1024;
 /// Size of a disk sector in bytes (virtio 1.2 section 5.2: always 512, whatever the block size).
 pub const SECTOR_SIZE: u64 = 512;
 
+/// Largest rate and burst of a [`Bucket`]: 1 TiB, or as many operations.
+pub const MAX_BUCKET: u64 = 1 << 40;
+
 /// Index of a descriptor in the list that travelled with the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -80,6 +83,29 @@ pub struct DiskConfig {
     pub read_only: bool,
     /// The disk's content: extents one after another, each a multiple of [`SECTOR_SIZE`].
     pub extents: Vec<ExtentConfig>,
+    /// How much may be read and written, together.
+    #[serde(default)]
+    pub limit: RateLimit,
+}
+
+/// How much may pass in a while; nothing set is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimit {
+    /// Bytes of data.
+    pub bytes: Option<Bucket>,
+    /// Requests or frames, whatever their size.
+    pub operations: Option<Bucket>,
+}
+
+/// A token bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bucket {
+    /// Tokens that come in each second, 1 to [`MAX_BUCKET`].
+    pub per_second: u64,
+    /// Most tokens that are kept, 1 to [`MAX_BUCKET`].
+    pub burst: u64,
 }
 
 /// A run of bytes of one file.
@@ -153,6 +179,9 @@ pub enum ConfigError {
         /// Position of the extent.
         extent: usize,
     },
+    /// See the message.
+    #[error("a rate limit of {0} a second with a burst of {1}: both must be between 1 and {MAX_BUCKET}")]
+    Bucket(u64, u64),
     /// See the message.
     #[error("vsock context id {0} is reserved; the first free one is 3")]
     Cid(u32),
@@ -230,6 +259,25 @@ impl DiskConfig {
                 return Err(ConfigError::Extent { disk, extent });
             }
         }
-        Ok(())
+        self.limit.validate()
+    }
+}
+
+impl RateLimit {
+    /// Checks both buckets.
+    ///
+    /// # Errors
+    /// A number is out of bounds.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let bounds = 1..=MAX_BUCKET;
+        match self
+            .bytes
+            .iter()
+            .chain(&self.operations)
+            .find(|bucket| !bounds.contains(&bucket.per_second) || !bounds.contains(&bucket.burst))
+        {
+            Some(bucket) => Err(ConfigError::Bucket(bucket.per_second, bucket.burst)),
+            None => Ok(()),
+        }
     }
 }

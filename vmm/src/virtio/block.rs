@@ -3,31 +3,29 @@
 //! Data goes straight between files and guest memory. A request that is wrong but has a status byte is answered with an error
 //! status; one that leaves no place for an answer costs the driver its device.
 
+mod disk;
 pub mod extents;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use nix::fcntl::{FallocateFlags, fallocate};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
-    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+    VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use vm_memory::{Bytes, GuestMemoryMmap, VolatileSlice};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use self::extents::{Extent, ExtentError, ExtentMap, Piece};
-use super::chain::Request;
-use super::serve::{Served, serve};
-use super::{DeviceError, Io, VirtioDevice, read_config_bytes, sys};
-use crate::config::{DiskConfig, SECTOR_SIZE};
+use self::disk::Disk;
+use self::extents::{Extent, ExtentError, ExtentMap};
+use super::command::{Command, CommandError, Counter};
+use super::limiter::Throttle;
+use super::serve::serve;
+use super::wake::Wake;
+use super::{DeviceError, Interrupt, Io, VirtioDevice, read_config_bytes};
+use crate::config::{DiskConfig, RateLimit, SECTOR_SIZE};
 
 /// Size of the request queue.
 const QUEUE_SIZES: &[u16] = &[256];
@@ -41,10 +39,6 @@ const MAX_DATA: u64 = SEG_MAX as u64 * SIZE_MAX as u64;
 const MAX_RANGES: u32 = 32;
 /// Most sectors in one such range (1 GiB): bounds the time of one request.
 const MAX_RANGE_SECTORS: u32 = 1 << 21;
-/// Bytes of a range: sector, number of sectors, flags (section 5.2.6).
-const RANGE_BYTES: u64 = 16;
-/// Bytes of a request header: type, reserved, sector.
-const HEADER_BYTES: u64 = 16;
 /// Bytes of the configuration space up to and including write_zeroes_may_unmap and its padding.
 const CONFIG_BYTES: usize = 60;
 
@@ -77,39 +71,16 @@ pub enum BlockError {
     },
 }
 
-/// A status byte other than OK, and why.
-#[derive(Debug)]
-struct Refusal {
-    status: u32,
-}
-
-impl Refusal {
-    const IO: Self = Self { status: VIRTIO_BLK_S_IOERR };
-    const UNSUPPORTED: Self = Self { status: VIRTIO_BLK_S_UNSUPP };
-}
-
-impl From<io::Error> for Refusal {
-    fn from(error: io::Error) -> Self {
-        if error.raw_os_error() == Some(libc::EOPNOTSUPP) { Self::UNSUPPORTED } else { Self::IO }
-    }
-}
-
-impl From<DeviceError> for Refusal {
-    fn from(_: DeviceError) -> Self {
-        Self::IO
-    }
-}
-
 /// A block device.
 #[derive(Debug)]
 pub struct Block {
     name: String,
-    map: ExtentMap,
-    read_only: bool,
-    /// The driver will not send flushes: every write must be durable before it is answered (section 5.2.6.2).
-    write_through: bool,
+    disk: Disk,
+    throttle: Throttle,
     config: [u8; CONFIG_BYTES],
-    again: EventFd,
+    wake: Wake,
+    requests: u64,
+    bytes: u64,
 }
 
 impl Block {
@@ -119,10 +90,12 @@ impl Block {
     /// The extents are no disk, or the host is out of descriptors.
     pub fn new(index: usize, extents: Vec<Extent>, read_only: bool) -> Result<Self, BlockError> {
         let map = ExtentMap::new(extents).map_err(|source| BlockError::Extents { index, source })?;
-        let again =
-            EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| BlockError::Event { index, source })?;
+        let wake = Wake::new().map_err(|source| BlockError::Event { index, source })?;
         let config = config_space(map.size() / SECTOR_SIZE);
-        Ok(Self { name: format!("block{index}"), map, read_only, write_through: false, config, again })
+        let name = format!("block{index}");
+        let disk = Disk { id: name.clone(), map, read_only, write_through: false };
+        let throttle = Throttle::new(&RateLimit::default());
+        Ok(Self { name, disk, throttle, config, wake, requests: 0, bytes: 0 })
     }
 
     /// Makes the device from its configuration; `files` are all descriptors that came with it, by index.
@@ -135,172 +108,10 @@ impl Block {
             let file = file.ok_or(BlockError::Descriptor { index, fd: extent.file.0 })?;
             Ok(Extent { file: Arc::clone(file), offset: extent.offset, length: extent.length })
         });
-        Self::new(index, extents.collect::<Result<_, BlockError>>()?, disk.read_only)
+        let mut block = Self::new(index, extents.collect::<Result<_, BlockError>>()?, disk.read_only)?;
+        block.throttle = Throttle::new(&disk.limit);
+        Ok(block)
     }
-
-    fn execute(&self, memory: &GuestMemoryMmap, request: &Request) -> Result<Served, DeviceError> {
-        let Some(data_bytes) = request.writable.len().checked_sub(1) else {
-            return Err(DeviceError::Request("a block request without a status byte"));
-        };
-        let (status, moved) = match self.try_execute(memory, request, data_bytes) {
-            Ok(moved) => (VIRTIO_BLK_S_OK, moved),
-            Err(refusal) => (refusal.status, 0),
-        };
-        let status_byte = u8::try_from(status).unwrap_or(u8::MAX);
-        request.writable.write(memory, data_bytes, &[status_byte])?;
-        // The used length counts from the buffer's start, and after a failure its data is not written.
-        let written = match (status, data_bytes) {
-            (VIRTIO_BLK_S_OK, _) => u32::try_from(data_bytes + 1).unwrap_or(u32::MAX),
-            (_, 0) => 1,
-            _ => 0,
-        };
-        Ok(Served { written, moved })
-    }
-
-    /// Returns the bytes moved.
-    fn try_execute(
-        &self,
-        memory: &GuestMemoryMmap,
-        request: &Request,
-        data_bytes: u64,
-    ) -> Result<u64, Refusal> {
-        let mut header = [0u8; 16];
-        request.readable.read(memory, 0, &mut header)?;
-        let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
-        let mut sector = [0u8; 8];
-        sector.copy_from_slice(&header[8..]);
-        let start = u64::from_le_bytes(sector).checked_mul(SECTOR_SIZE).ok_or(Refusal::IO)?;
-        let out_bytes = request.readable.len() - HEADER_BYTES;
-        if self.read_only
-            && [VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES].contains(&kind)
-        {
-            return Err(Refusal::IO);
-        }
-        let mut slices = Vec::new();
-        match kind {
-            VIRTIO_BLK_T_IN => {
-                check_data(data_bytes)?;
-                request.writable.slices(memory, 0, data_bytes, &mut slices)?;
-                self.read(start, data_bytes, slices)?;
-                Ok(data_bytes)
-            }
-            VIRTIO_BLK_T_OUT => {
-                check_data(out_bytes)?;
-                request.readable.slices(memory, HEADER_BYTES, out_bytes, &mut slices)?;
-                self.write(start, out_bytes, slices)?;
-                Ok(out_bytes)
-            }
-            VIRTIO_BLK_T_FLUSH => self.flush().map(|()| 0),
-            VIRTIO_BLK_T_GET_ID => {
-                let mut id = [0u8; VIRTIO_BLK_ID_BYTES as usize];
-                let name = self.name.as_bytes();
-                let n = name.len().min(id.len());
-                id[..n].copy_from_slice(&name[..n]);
-                let n = usize::try_from(data_bytes).unwrap_or(usize::MAX).min(id.len());
-                request.writable.write(memory, 0, &id[..n])?;
-                Ok(0)
-            }
-            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => self.ranges(memory, request, kind, out_bytes),
-            _ => Err(Refusal::UNSUPPORTED),
-        }
-    }
-
-    fn read(&self, start: u64, length: u64, slices: Vec<VolatileSlice<'_>>) -> Result<(), Refusal> {
-        let mut target = Cursor::new(slices);
-        for piece in self.map.pieces(start, length).ok_or(Refusal::IO)? {
-            let Piece { file, mut offset, length: mut left } = piece;
-            while left > 0 {
-                let read = sys::read_at(file, &target.next(left)?, offset)?;
-                if read == 0 {
-                    // Beyond the file's end.
-                    target.zero(left)?;
-                    break;
-                }
-                target.advance(read)?;
-                offset += read as u64;
-                left -= read as u64;
-            }
-        }
-        Ok(())
-    }
-
-    fn write(&self, start: u64, length: u64, slices: Vec<VolatileSlice<'_>>) -> Result<(), Refusal> {
-        let mut source = Cursor::new(slices);
-        for piece in self.map.pieces(start, length).ok_or(Refusal::IO)? {
-            let Piece { file, mut offset, length: mut left } = piece;
-            while left > 0 {
-                let written = sys::write_at(file, &source.next(left)?, offset)?;
-                if written == 0 {
-                    return Err(Refusal::IO);
-                }
-                source.advance(written)?;
-                offset += written as u64;
-                left -= written as u64;
-            }
-        }
-        if self.write_through { self.flush() } else { Ok(()) }
-    }
-
-    fn flush(&self) -> Result<(), Refusal> {
-        if !self.read_only {
-            for file in self.map.files() {
-                file.sync_data()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Discard and write-zeroes (section 5.2.6): all ranges are checked before the first is touched.
-    fn ranges(
-        &self,
-        memory: &GuestMemoryMmap,
-        request: &Request,
-        kind: u32,
-        bytes: u64,
-    ) -> Result<u64, Refusal> {
-        if bytes == 0 || !bytes.is_multiple_of(RANGE_BYTES) || bytes > RANGE_BYTES * u64::from(MAX_RANGES) {
-            return Err(Refusal::IO);
-        }
-        let mut ranges = Vec::new();
-        for position in (0..bytes).step_by(16) {
-            let mut raw = [0u8; 16];
-            request.readable.read(memory, HEADER_BYTES + position, &mut raw)?;
-            let raw = u128::from_le_bytes(raw);
-            let sector = u64::try_from(raw & u128::from(u64::MAX)).map_err(|_| Refusal::IO)?;
-            let count = u32::try_from((raw >> 64) & u128::from(u32::MAX)).map_err(|_| Refusal::IO)?;
-            let flags = u32::try_from(raw >> 96).map_err(|_| Refusal::IO)?;
-            let unmap = flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
-            let reserved = flags & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
-            if reserved || (unmap && kind == VIRTIO_BLK_T_DISCARD) {
-                return Err(Refusal::UNSUPPORTED);
-            }
-            let start = sector.checked_mul(SECTOR_SIZE).ok_or(Refusal::IO)?;
-            let length = u64::from(count) * SECTOR_SIZE;
-            if count > MAX_RANGE_SECTORS || self.map.pieces(start, length).is_none() {
-                return Err(Refusal::IO);
-            }
-            ranges.push((start, length, unmap));
-        }
-        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let zero = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        for (start, length, unmap) in ranges {
-            let flags = if kind == VIRTIO_BLK_T_DISCARD || unmap { punch } else { zero };
-            for piece in self.map.pieces(start, length).ok_or(Refusal::IO)? {
-                let offset = i64::try_from(piece.offset).map_err(|_| Refusal::IO)?;
-                let length = i64::try_from(piece.length).map_err(|_| Refusal::IO)?;
-                fallocate(piece.file, flags, offset, length).map_err(io::Error::from)?;
-            }
-        }
-        if self.write_through {
-            self.flush()?;
-        }
-        Ok(0)
-    }
-}
-
-/// Data must be whole sectors, and no more than a driver that heeds the limits asks for.
-fn check_data(bytes: u64) -> Result<(), Refusal> {
-    if bytes.is_multiple_of(SECTOR_SIZE) && bytes <= MAX_DATA { Ok(()) } else { Err(Refusal::IO) }
 }
 
 fn config_space(sectors: u64) -> [u8; CONFIG_BYTES] {
@@ -346,7 +157,7 @@ impl VirtioDevice for Block {
             VIRTIO_RING_F_INDIRECT_DESC,
             VIRTIO_RING_F_EVENT_IDX,
         ];
-        let kind: &[u32] = if self.read_only {
+        let kind: &[u32] = if self.disk.read_only {
             &[VIRTIO_BLK_F_RO]
         } else {
             &[VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES]
@@ -355,7 +166,7 @@ impl VirtioDevice for Block {
     }
 
     fn set_features(&mut self, accepted: u64) {
-        self.write_through = accepted & (1 << VIRTIO_BLK_F_FLUSH) == 0;
+        self.disk.write_through = accepted & (1 << VIRTIO_BLK_F_FLUSH) == 0;
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
@@ -363,89 +174,41 @@ impl VirtioDevice for Block {
     }
 
     fn queue_event(&mut self, index: usize, io: &mut Io<'_>) -> Result<(), DeviceError> {
-        let this = &*self;
-        serve(index, io, &this.again, |memory, request| this.execute(memory, request))
+        let Self { disk, throttle, wake, requests, bytes, .. } = self;
+        serve(index, io, wake, Some(throttle), |memory, request| {
+            let served = disk.execute(memory, request)?;
+            *requests += 1;
+            *bytes += served.moved;
+            Ok(served)
+        })
     }
 
     fn host_fd(&self) -> Option<RawFd> {
-        Some(self.again.as_raw_fd())
+        Some(self.wake.as_raw_fd())
     }
 
     fn host_event(&mut self, io: &mut Io<'_>) -> Result<(), DeviceError> {
-        // Nothing to read means that somebody was faster; serving an empty queue does no harm.
-        let _ = self.again.read();
+        self.wake.take()?;
         self.queue_event(0, io)
     }
 
     fn reset(&mut self) {
-        self.write_through = false;
-        let _ = self.again.read();
-    }
-}
-
-/// A position in a list of slices of guest memory.
-struct Cursor<'m> {
-    slices: std::vec::IntoIter<VolatileSlice<'m>>,
-    current: Option<VolatileSlice<'m>>,
-}
-
-impl<'m> Cursor<'m> {
-    fn new(slices: Vec<VolatileSlice<'m>>) -> Self {
-        let mut slices = slices.into_iter();
-        let current = slices.next();
-        Self { slices, current }
+        self.disk.write_through = false;
     }
 
-    /// The slices from the position on, at most [`sys::MAX_SLICES`], together at most `limit` bytes.
-    fn next(&self, limit: u64) -> Result<Vec<VolatileSlice<'m>>, Refusal> {
-        let mut left = usize::try_from(limit).unwrap_or(usize::MAX);
-        let mut out = Vec::new();
-        for slice in self.current.iter().chain(self.slices.as_slice()).take(sys::MAX_SLICES) {
-            let take = slice.len().min(left);
-            if take > 0 {
-                out.push(slice.subslice(0, take).map_err(|_| Refusal::IO)?);
+    fn command(&mut self, command: &Command, _interrupt: &dyn Interrupt) -> Result<(), CommandError> {
+        match command {
+            Command::LimitDisk(limit) => {
+                limit.validate()?;
+                self.throttle.update(limit, &self.wake);
+                Ok(())
             }
-            left -= take;
-            if left == 0 {
-                break;
-            }
+            _ => Err(CommandError::Unsupported(self.name.clone())),
         }
-        Ok(out)
     }
 
-    fn advance(&mut self, bytes: usize) -> Result<(), Refusal> {
-        let mut left = bytes;
-        while let Some(slice) = &self.current {
-            if left < slice.len() {
-                self.current = Some(slice.offset(left).map_err(|_| Refusal::IO)?);
-                return Ok(());
-            }
-            left -= slice.len();
-            self.current = self.slices.next();
-        }
-        Ok(())
-    }
-
-    fn zero(&mut self, bytes: u64) -> Result<(), Refusal> {
-        const ZEROES: [u8; 4096] = [0; 4096];
-        let mut left = bytes;
-        while left > 0 {
-            let slices = self.next(left)?;
-            let mut done = 0;
-            for slice in &slices {
-                for at in (0..slice.len()).step_by(ZEROES.len()) {
-                    let n = (slice.len() - at).min(ZEROES.len());
-                    slice.write_slice(&ZEROES[..n], at).map_err(|_| Refusal::IO)?;
-                }
-                done += slice.len();
-            }
-            if done == 0 {
-                return Err(Refusal::IO);
-            }
-            self.advance(done)?;
-            left -= done as u64;
-        }
-        Ok(())
+    fn counters(&self) -> Vec<Counter> {
+        vec![("requests", self.requests), ("bytes", self.bytes), ("throttled", self.throttle.throttled())]
     }
 }
 

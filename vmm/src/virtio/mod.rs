@@ -6,17 +6,22 @@
 
 pub mod block;
 pub mod chain;
+pub mod command;
+pub mod limiter;
 pub mod rng;
 pub mod serve;
 pub(crate) mod sys;
 #[cfg(test)]
 mod testing;
 pub mod vsock;
+pub mod wake;
 
 use std::os::fd::RawFd;
 
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
+
+use self::command::{Command, CommandError, Counter};
 
 /// How a device tells the driver that it used buffers or changed its configuration.
 pub trait Interrupt: Send + Sync {
@@ -95,6 +100,20 @@ pub trait VirtioDevice: Send {
 
     /// The driver reset the device: drop all state that came from it.
     fn reset(&mut self);
+
+    /// The supervisor asks for a change, at any time, also while there is no driver. A device that has to move buffers for it
+    /// makes [`Self::host_fd`] readable.
+    ///
+    /// # Errors
+    /// The device knows no such command, or a number is out of bounds; then nothing has changed.
+    fn command(&mut self, _command: &Command, _interrupt: &dyn Interrupt) -> Result<(), CommandError> {
+        Err(CommandError::Unsupported(self.name().to_owned()))
+    }
+
+    /// What the device has counted since it was made.
+    fn counters(&self) -> Vec<Counter> {
+        Vec::new()
+    }
 }
 
 /// Copies the part of a configuration space that a driver asked for; what lies beyond its end stays zero.

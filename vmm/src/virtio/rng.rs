@@ -1,14 +1,14 @@
 //! The entropy device (virtio 1.2 section 5.4): bytes of the host's random number generator.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::chain::Request;
 use super::serve::{Served, serve};
+use super::wake::Wake;
 use super::{DeviceError, Io, VirtioDevice, sys};
 
 /// Size of the request queue: the driver has one request under way at a time.
@@ -19,7 +19,7 @@ const MAX_BYTES: u64 = 4096;
 /// An entropy device.
 #[derive(Debug)]
 pub struct Rng {
-    again: EventFd,
+    wake: Wake,
 }
 
 impl Rng {
@@ -28,7 +28,7 @@ impl Rng {
     /// # Errors
     /// The host is out of descriptors.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { again: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)? })
+        Ok(Self { wake: Wake::new()? })
     }
 }
 
@@ -72,22 +72,19 @@ impl VirtioDevice for Rng {
     }
 
     fn queue_event(&mut self, index: usize, io: &mut Io<'_>) -> Result<(), DeviceError> {
-        serve(index, io, &self.again, fill)
+        serve(index, io, &mut self.wake, None, fill)
     }
 
     fn host_fd(&self) -> Option<RawFd> {
-        Some(self.again.as_raw_fd())
+        Some(self.wake.as_raw_fd())
     }
 
     fn host_event(&mut self, io: &mut Io<'_>) -> Result<(), DeviceError> {
-        // As with a block device: an empty eventfd does no harm.
-        let _ = self.again.read();
+        self.wake.take()?;
         self.queue_event(0, io)
     }
 
-    fn reset(&mut self) {
-        let _ = self.again.read();
-    }
+    fn reset(&mut self) {}
 }
 
 #[cfg(test)]

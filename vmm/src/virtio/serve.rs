@@ -2,9 +2,10 @@
 
 use virtio_queue::QueueT;
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Request, answer, next_request};
+use super::limiter::Throttle;
+use super::wake::Wake;
 use super::{DeviceError, Io};
 
 /// Most requests served in one event.
@@ -21,15 +22,16 @@ pub struct Served {
     pub moved: u64,
 }
 
-/// Serves queue `index` until it is empty or the bound is reached; in the latter case signals `again`, which the event loop
-/// watches, so that other devices and the control socket get their turn.
+/// Serves queue `index` until it is empty, the bound is reached or the limit says no; in the latter two cases sets `wake`, which
+/// the event loop watches: other devices and the control socket get their turn, and a limited queue goes on in time.
 ///
 /// # Errors
 /// The driver broke the rules of the queue, or `execute` failed.
 pub fn serve(
     index: usize,
     io: &mut Io<'_>,
-    again: &EventFd,
+    wake: &mut Wake,
+    mut limit: Option<&mut Throttle>,
     mut execute: impl FnMut(&GuestMemoryMmap, &Request) -> Result<Served, DeviceError>,
 ) -> Result<(), DeviceError> {
     let memory = io.memory;
@@ -39,8 +41,16 @@ pub fn serve(
     let (mut requests, mut bytes) = (0, 0u64);
     queue.disable_notification(memory)?;
     let exhausted = 'serving: loop {
-        while let Some(request) = next_request(queue, memory)? {
+        loop {
+            if limit.as_mut().is_some_and(|limit| !limit.ready(wake)) {
+                // Notifications stay off: the timer brings us back, and until then they would be for nothing.
+                break 'serving false;
+            }
+            let Some(request) = next_request(queue, memory)? else { break };
             let served = execute(memory, &request)?;
+            if let Some(limit) = &mut limit {
+                limit.spend(served.moved);
+            }
             answer(queue, memory, request.head, served.written)?;
             requests += 1;
             bytes = bytes.saturating_add(served.moved);
@@ -56,7 +66,7 @@ pub fn serve(
         io.interrupt.queue_used(index);
     }
     if exhausted {
-        again.write(1)?;
+        wake.again();
     }
     Ok(())
 }

@@ -22,6 +22,28 @@ const DESCRIPTORS: u64 = 0x1000;
 const AVAILABLE: u64 = 0x2000;
 const USED: u64 = 0x3000;
 
+/// A small reproducible generator (xorshift64*).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    /// A number of up to so many bits, small ones as often as large ones.
+    pub fn magnitude(&mut self, bits: u64) -> u64 {
+        let size = 1 + self.below(bits);
+        self.below(1 << size)
+    }
+}
+
 /// Counts interrupts.
 #[derive(Debug, Default)]
 pub struct Counter(pub AtomicUsize);
@@ -109,6 +131,16 @@ impl Driver {
             interrupt: &self.interrupts,
         };
         device.queue_event(0, &mut io)
+    }
+
+    /// Lets the device serve its own descriptor.
+    pub fn host_event(&mut self, device: &mut dyn VirtioDevice) -> Result<(), DeviceError> {
+        let mut io = Io {
+            memory: &self.memory,
+            queues: std::slice::from_mut(&mut self.queue),
+            interrupt: &self.interrupts,
+        };
+        device.host_event(&mut io)
     }
 
     /// The next used element: head and length.

@@ -20,7 +20,9 @@ use std::process::{Child, Command};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use vmm::config::{Accelerator, DiskConfig, ExtentConfig, Fd, MachineConfig, VsockConfig, VsockPort};
+use vmm::config::{
+    Accelerator, DiskConfig, ExtentConfig, Fd, MachineConfig, RateLimit, VsockConfig, VsockPort,
+};
 use vmm::control::{ControlSocket, Event, ExitReport, Request};
 
 /// The port that the test guest connects to.
@@ -144,7 +146,7 @@ impl Setup {
         let disks = self.disk.as_ref().map(|(file, length, read_only)| {
             descriptors.push(file.as_fd());
             let extents = vec![ExtentConfig { file: Fd(3), offset: 0, length: *length }];
-            DiskConfig { read_only: *read_only, extents }
+            DiskConfig { read_only: *read_only, extents, limit: RateLimit::default() }
         });
         let listener = self.listen.then(|| {
             let directory = tempfile::tempdir().unwrap();

@@ -108,21 +108,10 @@ impl ExtentMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::virtio::testing::Random;
 
     fn file() -> Arc<File> {
         Arc::new(File::open("/dev/null").unwrap())
-    }
-
-    /// A small reproducible generator (xorshift64*).
-    struct Random(u64);
-
-    impl Random {
-        fn below(&mut self, bound: u64) -> u64 {
-            self.0 ^= self.0 >> 12;
-            self.0 ^= self.0 << 25;
-            self.0 ^= self.0 >> 27;
-            self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % bound
-        }
     }
 
     #[test]

@@ -1,0 +1,39 @@
+//! What the supervisor may ask of a device while its machine runs, and what a device tells about itself.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::RateLimit;
+
+/// A change of a running device. Takes effect at once; a reset by the driver does not undo it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Command {
+    /// New limits of a disk.
+    LimitDisk(RateLimit),
+    /// New limits of a network interface.
+    LimitNet {
+        /// What the guest receives.
+        receive: RateLimit,
+        /// What the guest sends.
+        send: RateLimit,
+    },
+    /// Plugs the cable of a network interface in, or pulls it.
+    SetLink {
+        /// In.
+        up: bool,
+    },
+}
+
+/// Why a command is refused. The text is shown to people as it is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// It is meant for another kind of device.
+    #[error("{0} takes no such command")]
+    Unsupported(String),
+    /// A number in it is out of bounds.
+    #[error("{0}")]
+    Bounds(#[from] crate::config::ConfigError),
+}
+
+/// A number that a device counts, by its name, such as `received_bytes`.
+pub type Counter = (&'static str, u64);
