@@ -29,6 +29,14 @@ pub enum Error {
         /// What was looked for, and where.
         what: String,
     },
+    /// Several images have ids that begin like this.
+    #[error("image id `{prefix}` is ambiguous")]
+    Ambiguous {
+        /// The beginning as given.
+        prefix: String,
+        /// Up to 20 ids that begin so.
+        matches: Vec<String>,
+    },
     /// The image exists, but not under this tag.
     #[error("no tag `{tag}` in {place}")]
     NoSuchTag {
@@ -150,12 +158,16 @@ pub enum Error {
         path: PathBuf,
     },
     /// The store's own quota is used up.
-    #[error("image store quota of {quota} bytes would be exceeded: {used} in use")]
+    #[error(
+        "the image store's quota of {quota} bytes would be exceeded: {used} bytes are in use, {wanted} more are wanted"
+    )]
     Quota {
-        /// Bound, bytes.
+        /// Bound, bytes on disk.
         quota: u64,
-        /// In use, bytes.
+        /// In use, bytes on disk.
         used: u64,
+        /// What was to be added, bytes; at least.
+        wanted: u64,
     },
     /// Something in the store no longer has the content it was stored with.
     #[error("corrupt in the store: {path}: {reason}")]
@@ -194,8 +206,13 @@ fn in_entry(entry: &Option<String>, reason: &str) -> String {
 
 impl Error {
     /// Wraps an I/O error; "no space left" and "quota exceeded" become [`Error::DiskFull`].
+    /// An [`Error`] that went through [`io::Error`] comes out as it was.
     pub(crate) fn io(doing: &'static str, path: impl AsRef<Path>, source: io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
+        let source = match source.downcast::<Self>() {
+            Ok(error) => return error,
+            Err(source) => source,
+        };
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { path },
             _ => Self::Io { doing, path, source },
@@ -226,7 +243,11 @@ impl Error {
                 "the image is malformed: rebuild it, or report it to whoever made it".into()
             }
             Self::Unsupported { .. } => "convert the image, for example with `skopeo copy`".into(),
-            Self::Limit { .. } | Self::Quota { .. } => "use a smaller image, or raise the limit".into(),
+            Self::Limit { .. } => "use a smaller image, or raise the limit".into(),
+            Self::Quota { .. } => {
+                "remove images that nobody needs (`bulkhead image prune`), or raise the quota".into()
+            }
+            Self::Ambiguous { matches, .. } => format!("use more digits; it may be {}", matches.join(" or ")),
             Self::Unreachable { registry, .. } => {
                 format!("check the network and that {registry} is the right name and port")
             }

@@ -279,12 +279,13 @@ fn streams() {
             input: Box::new(&bytes[..]),
             size: None,
             digest: None,
-            diff_id: Digest::of(b"never"),
+            diff_id: Some(Digest::of(b"never")),
             keep: None,
             data: file("data"),
             index: file("index"),
             place: dir.path().to_path_buf(),
             limits: &limits(),
+            charge: &|_| Ok(()),
             heard: &|_| {},
         });
         assert!(result.is_err());

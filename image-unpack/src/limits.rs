@@ -28,6 +28,8 @@ pub struct Limits {
     pub document: u64,
     /// Members of an archive (docker-archive, oci-archive).
     pub archive_members: usize,
+    /// Bytes of an archive that is compressed or comes through a pipe, unpacked.
+    pub archive_bytes: u64,
 }
 
 impl Default for Limits {
@@ -45,6 +47,7 @@ impl Default for Limits {
             xattrs: 64 << 10,
             document: 4 << 20,
             archive_members: 4096,
+            archive_bytes: 256 << 30,
         }
     }
 }

@@ -82,6 +82,12 @@ impl Reference {
         Ok(Self { tag: Some(tag.to_owned()), digest: None, ..self.clone() })
     }
 
+    /// The same repository pinned to a digest, without a tag.
+    #[must_use]
+    pub fn with_digest(&self, digest: Digest) -> Self {
+        Self { tag: None, digest: Some(digest), ..self.clone() }
+    }
+
     fn push_suffix(&self, name: &mut String) {
         if let Some(tag) = &self.tag {
             name.push(':');

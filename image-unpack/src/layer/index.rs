@@ -6,7 +6,7 @@ use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 
 /// First bytes of an index; the last two digits are the version.
-const MAGIC: [u8; 8] = *b"BHLIDX01";
+const MAGIC: [u8; 8] = *b"BHLIDX02";
 /// Bytes before the first record.
 const HEADER: u64 = 64;
 /// Fixed part of a record.
@@ -161,12 +161,15 @@ pub(crate) struct Summary {
     pub data_bytes: u64,
     /// Bytes of the tar stream.
     pub tar_bytes: u64,
+    /// Bytes of all regular files, holes included.
+    pub content_bytes: u64,
 }
 
 /// Writes an index, record by record.
 pub(crate) struct IndexWriter<W: Write + Seek> {
     out: BufWriter<W>,
     entries: u32,
+    content_bytes: u64,
     record: Vec<u8>,
 }
 
@@ -174,12 +177,15 @@ impl<W: Write + Seek> IndexWriter<W> {
     pub(crate) fn new(out: W) -> io::Result<Self> {
         let mut out = BufWriter::with_capacity(256 << 10, out);
         out.write_all(&[0; 64])?;
-        Ok(Self { out, entries: 0, record: Vec::new() })
+        Ok(Self { out, entries: 0, content_bytes: 0, record: Vec::new() })
     }
 
     pub(crate) fn push(&mut self, entry: &Entry) -> io::Result<()> {
         entry.encode(&mut self.record)?;
         self.entries += 1;
+        if entry.kind == Kind::File {
+            self.content_bytes = self.content_bytes.saturating_add(entry.size);
+        }
         self.out.write_all(&self.record)
     }
 
@@ -189,12 +195,14 @@ impl<W: Write + Seek> IndexWriter<W> {
 
     /// Writes the header last: an index without one was not finished.
     pub(crate) fn finish(mut self, data_bytes: u64, tar_bytes: u64) -> io::Result<(W, Summary)> {
-        let summary = Summary { entries: self.entries, data_bytes, tar_bytes };
-        let mut header = Vec::with_capacity(32);
+        let summary =
+            Summary { entries: self.entries, data_bytes, tar_bytes, content_bytes: self.content_bytes };
+        let mut header = Vec::with_capacity(40);
         header.extend_from_slice(&MAGIC);
         header.extend_from_slice(&u64::from(summary.entries).to_le_bytes());
         header.extend_from_slice(&data_bytes.to_le_bytes());
         header.extend_from_slice(&tar_bytes.to_le_bytes());
+        header.extend_from_slice(&self.content_bytes.to_le_bytes());
         self.out.seek(SeekFrom::Start(0))?;
         self.out.write_all(&header)?;
         self.out.flush()?;
@@ -209,7 +217,7 @@ fn damaged() -> io::Error {
 
 /// Reads the summary at an index's beginning.
 pub(crate) fn summary(file: &File) -> io::Result<Summary> {
-    let mut header = [0; 32];
+    let mut header = [0; 40];
     file.read_exact_at(&mut header, 0)?;
     let u64_at = |at: usize| {
         let mut bytes = [0; 8];
@@ -220,7 +228,7 @@ pub(crate) fn summary(file: &File) -> io::Result<Summary> {
         return Err(damaged());
     }
     let entries = u32::try_from(u64_at(8)).map_err(|_| damaged())?;
-    Ok(Summary { entries, data_bytes: u64_at(16), tar_bytes: u64_at(24) })
+    Ok(Summary { entries, data_bytes: u64_at(16), tar_bytes: u64_at(24), content_bytes: u64_at(32) })
 }
 
 /// Reads an index from first record to last.

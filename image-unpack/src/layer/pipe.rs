@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, ScopedJoinHandle};
 
 use super::chunk::{Chunk, ChunkReader, Message, Pool, UpstreamFailed};
+use super::data::Sink;
 use super::index::Summary;
 use super::pass::{self, PassError, Why};
 use crate::digest::{Digest, Hasher};
@@ -34,8 +35,8 @@ pub(crate) struct Job<'a> {
     pub size: Option<u64>,
     /// Digest of the compressed bytes, if the source names one.
     pub digest: Option<Digest>,
-    /// Digest of the tar stream.
-    pub diff_id: Digest,
+    /// Digest of the tar stream, if it is known.
+    pub diff_id: Option<Digest>,
     /// Where the compressed bytes are kept, if they are not yet.
     pub keep: Option<File>,
     pub data: File,
@@ -43,14 +44,28 @@ pub(crate) struct Job<'a> {
     /// The directory of these files, for errors.
     pub place: PathBuf,
     pub limits: &'a Limits,
-    /// Hears the compressed bytes read so far.
-    pub heard: &'a (dyn Fn(u64) + Sync),
+    /// Asked before bytes are written; its refusal ends the layer.
+    pub charge: &'a (dyn Fn(u64) -> Result<()> + Sync),
+    /// Hears how far it is.
+    pub heard: &'a (dyn Fn(Heard) + Sync),
+}
+
+/// How far a layer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// Compressed bytes read so far.
+    Read(u64),
+    /// All of them are here.
+    Ended,
+    /// And they are what was asked for; so many.
+    Fetched(u64),
 }
 
 /// What comes out, all of it on disk.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Done {
     pub digest: Digest,
+    pub diff_id: Digest,
     pub size: u64,
     pub compression: Compression,
 }
@@ -73,6 +88,7 @@ pub(crate) fn run(mut job: Job<'_>) -> Result<Done> {
     let compression = Compression::of_bytes(first.bytes());
     let dup = |file: &File| file.try_clone().map_err(|e| Error::io("write", &job.place, e));
     let (data, index) = (dup(&job.data)?, dup(&job.index)?);
+    let data = Charged { file: data, charge: job.charge };
     let limits = job.limits;
     let stop = &AtomicBool::new(false);
     thread::scope(|scope| {
@@ -113,7 +129,7 @@ pub(crate) fn run(mut job: Job<'_>) -> Result<Done> {
         let inflating = inflating.map(|(inflate, hash)| (join(inflate), join(hash)));
         let summary = conclude_tar(&job, tar);
         // A full disk matters more than what it kept from being read.
-        if let Err(error @ (Error::DiskFull { .. } | Error::Io { .. })) = summary {
+        if let Err(error @ (Error::DiskFull { .. } | Error::Quota { .. } | Error::Io { .. })) = summary {
             return Err(error);
         }
         let read = read?;
@@ -131,11 +147,11 @@ pub(crate) fn run(mut job: Job<'_>) -> Result<Done> {
         let (Some((digest, size)), Some(diff_id)) = (read, diff_id) else {
             return Err(bad(&job, None, "its content could not be read to the end"));
         };
-        if diff_id != job.diff_id {
+        if let Some(expected) = job.diff_id.filter(|&expected| expected != diff_id) {
             let what = format!("{}: uncompressed content", job.label);
-            return Err(Error::DigestMismatch { what, expected: job.diff_id, found: diff_id });
+            return Err(Error::DigestMismatch { what, expected, found: diff_id });
         }
-        Ok(Done { digest, size, compression })
+        Ok(Done { digest, diff_id, size, compression })
     })
 }
 
@@ -243,9 +259,10 @@ fn read_stage(
         }
         hasher.update(chunk_ref.bytes());
         if let Some(keep) = &mut job.keep {
+            (job.charge)(chunk_ref.bytes().len() as u64)?;
             keep.write_all(chunk_ref.bytes()).map_err(|e| Error::io("write", &job.place, e))?;
         }
-        (job.heard)(size);
+        (job.heard)(Heard::Read(size));
         drop(chunk_ref);
         if ended {
             break;
@@ -256,7 +273,14 @@ fn read_stage(
     if listening && let Some(keep) = &job.keep {
         keep.sync_all().map_err(|e| Error::io("write", &job.place, e))?;
     }
-    Ok(Some((hasher.finish(), size)))
+    (job.heard)(Heard::Ended);
+    let digest = hasher.finish();
+    if job.size.is_none_or(|expected| expected == size)
+        && job.digest.is_none_or(|expected| expected == digest)
+    {
+        (job.heard)(Heard::Fetched(size));
+    }
+    Ok(Some((digest, size)))
 }
 
 fn inflate_stage(
@@ -322,9 +346,22 @@ fn hash_stage(input: &Receiver<Message>) -> Option<Digest> {
     Some(hasher.finish())
 }
 
+/// A data blob whose growth is asked for.
+struct Charged<'a> {
+    file: File,
+    charge: &'a (dyn Fn(u64) -> Result<()> + Sync),
+}
+
+impl Sink for Charged<'_> {
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        (self.charge)(bytes.len() as u64).map_err(io::Error::other)?;
+        self.file.write_at(bytes, offset)
+    }
+}
+
 fn tar_stage(
     input: Receiver<Message>,
-    data: File,
+    data: Charged<'_>,
     index: File,
     limits: &Limits,
     stop: &AtomicBool,
@@ -349,8 +386,8 @@ fn tar_stage(
         input.consume(length);
     }
     // Holes at the end of the last file were never written.
-    data.set_len(summary.data_bytes).map_err(written)?;
-    data.sync_all().map_err(written)?;
+    data.file.set_len(summary.data_bytes).map_err(written)?;
+    data.file.sync_all().map_err(written)?;
     index.sync_all().map_err(written)?;
     Ok(summary)
 }

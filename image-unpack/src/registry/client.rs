@@ -39,15 +39,15 @@ pub(super) enum Send<'a> {
     Nothing,
     Bytes(&'a [u8]),
     /// A stream of a known length.
-    Stream(&'a dyn Fn() -> Result<Box<dyn Read>>, u64),
+    Stream(&'a dyn Fn() -> Result<Box<dyn Read + 'a>>, u64),
 }
 
 /// A request; `url` is a path below the registry's base, or absolute.
-pub(super) struct Ask<'a> {
+pub(super) struct Ask<'a, 'b> {
     pub method: Method,
     pub url: &'a str,
     pub headers: &'a [(&'a str, String)],
-    pub body: Send<'a>,
+    pub body: Send<'b>,
 }
 
 impl Client {
@@ -60,17 +60,15 @@ impl Client {
         repository: &str,
         actions: &'static str,
     ) -> Result<Self> {
-        let credentials = match &registries.docker_config {
-            Some(config) => config.get(registry)?,
-            None => None,
-        };
+        let credentials = registries.credentials_for(registry)?;
+        let given = credentials.as_ref().and_then(Credentials::bearer);
         Ok(Self {
             agent: registries.agent(host, plain)?,
             base: format!("{}://{host}", if plain { "http" } else { "https" }),
             registry: host.to_owned(),
             repository: repository.to_owned(),
             credentials,
-            authorization: Mutex::new(None),
+            authorization: Mutex::new(given),
             actions,
         })
     }
@@ -88,7 +86,7 @@ impl Client {
         }
     }
 
-    fn send_once(&self, ask: &Ask<'_>, authorization: Option<&str>) -> Result<Response<Body>> {
+    fn send_once(&self, ask: &Ask<'_, '_>, authorization: Option<&str>) -> Result<Response<Body>> {
         let url = self.absolute(ask.url);
         let mut request = Request::builder().method(ask.method.clone()).uri(&url);
         for (name, value) in ask.headers {
@@ -118,7 +116,7 @@ impl Client {
 
     /// Sends a request until it is answered, authenticating as asked. Statuses other than 401, 429 and 5xx are the
     /// caller's to judge.
-    pub(super) fn ask(&self, ask: &Ask<'_>, progress: &dyn Progress) -> Result<Response<Body>> {
+    pub(super) fn ask(&self, ask: &Ask<'_, '_>, progress: &dyn Progress) -> Result<Response<Body>> {
         let mut authenticated = false;
         let mut attempt = 0;
         loop {
@@ -209,6 +207,8 @@ impl Client {
         }
         let scope = match challenge.get("scope") {
             Some(scope) => scope.to_owned(),
+            // To log in is to ask for nothing but a token.
+            None if self.repository.is_empty() => String::new(),
             None => format!("repository:{}:{}", self.repository, self.actions),
         };
         let service = challenge.get("service").unwrap_or_default();
@@ -223,7 +223,7 @@ impl Client {
             self.agent.post(realm).send_form(form)
         } else {
             let mut request = self.agent.get(realm).query("service", service);
-            for scope in scope.split(' ') {
+            for scope in scope.split(' ').filter(|scope| !scope.is_empty()) {
                 request = request.query("scope", scope);
             }
             if let Some(basic) = self.credentials.as_ref().and_then(Credentials::basic) {

@@ -27,6 +27,8 @@ pub enum Credentials {
     },
     /// An OAuth2 refresh token, as `docker login` gets from some registries.
     IdentityToken(String),
+    /// A bearer token for the registry itself, shown as it is.
+    RegistryToken(String),
 }
 
 impl std::fmt::Debug for Credentials {
@@ -35,6 +37,7 @@ impl std::fmt::Debug for Credentials {
         match self {
             Self::Password { user, .. } => write!(f, "Password({user})"),
             Self::IdentityToken(_) => f.write_str("IdentityToken"),
+            Self::RegistryToken(_) => f.write_str("RegistryToken"),
         }
     }
 }
@@ -46,7 +49,17 @@ impl Credentials {
             Self::Password { user, password } => {
                 Some(format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))
             }
-            Self::IdentityToken(_) => None,
+            Self::IdentityToken(_) | Self::RegistryToken(_) => None,
+        }
+    }
+
+    /// The value of an `Authorization: Bearer` header, if this is one.
+    pub(super) fn bearer(&self) -> Option<String> {
+        match self {
+            Self::RegistryToken(token) if token.bytes().all(|b| b.is_ascii_graphic()) => {
+                Some(format!("Bearer {token}"))
+            }
+            _ => None,
         }
     }
 }
@@ -167,6 +180,9 @@ impl DockerConfig {
         let (user, secret) = match credentials {
             Credentials::Password { user, password } => (user.as_str(), password),
             Credentials::IdentityToken(token) => ("<token>", token),
+            Credentials::RegistryToken(_) => {
+                return Err(Error::Unsupported { what: "keeping a registry token, which ends soon,".into() });
+            }
         };
         let mut auth = Map::new();
         if let Some(helper) = Self::helper(&config, &keys) {
@@ -216,6 +232,7 @@ impl DockerConfig {
 
 /// The names a registry has in the file, best first; the last is what Docker writes.
 fn keys(registry: &str) -> Vec<String> {
+    let registry = super::canonical(registry);
     if registry == "docker.io" {
         return vec![
             "docker.io".into(),

@@ -11,13 +11,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ureq::Agent;
+use ureq::http::{Method, StatusCode};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
 use crate::error::{Error, Result};
+use crate::progress::Quiet;
+use crate::reference::Reference;
 
 pub use credentials::{Credentials, DockerConfig};
 pub(crate) use pull::Remote;
-pub(crate) use push::Target;
+pub(crate) use push::{Outcome, Target};
 
 /// How registries are reached.
 #[derive(Debug, Clone)]
@@ -28,6 +31,8 @@ pub struct Registries {
     pub tls: BTreeSet<String>,
     /// Hosts to try first, in order, instead of a registry. A mirror may be prefixed by `http://`.
     pub mirrors: BTreeMap<String, Vec<String>>,
+    /// Credentials of registries (host with port) that are used whatever `docker_config` has.
+    pub credentials: BTreeMap<String, Credentials>,
     /// Where credentials are.
     pub docker_config: Option<DockerConfig>,
     /// Directories of `<host:port>/*.crt`: more certificate authorities for one registry.
@@ -46,6 +51,7 @@ impl Default for Registries {
             plain: BTreeSet::new(),
             tls: BTreeSet::new(),
             mirrors: BTreeMap::new(),
+            credentials: BTreeMap::new(),
             docker_config,
             certificates,
         }
@@ -124,11 +130,57 @@ impl Registries {
         mirrors.chain([(api_host.to_owned(), self.is_plain(registry, loopback))]).collect()
     }
 
+    fn credentials_for(&self, registry: &str) -> Result<Option<Credentials>> {
+        if let Some(given) = self.credentials.get(registry) {
+            return Ok(Some(given.clone()));
+        }
+        self.docker_config.as_ref().map_or(Ok(None), |config| config.get(registry))
+    }
+
+    /// Asks whether `registry` takes these credentials. Nothing is stored.
+    ///
+    /// # Errors
+    /// [`Error::AuthNeeded`] if it does not; [`Error::Unreachable`], [`Error::Registry`], [`Error::Invalid`].
+    pub fn login(&self, registry: &str, credentials: &Credentials) -> Result<()> {
+        let registry = canonical(registry);
+        // A reference is the one judge of what a registry's name is.
+        let reference: Reference = format!("{registry}/x").parse()?;
+        if reference.registry() != registry {
+            return Err(Error::invalid("registry", registry, "expected a host, with a port if need be"));
+        }
+        let registries = self.clone().with_credentials(registry, credentials.clone());
+        let (host, plain) = (reference.api_host(), self.is_plain(registry, reference.is_loopback()));
+        let client = client::Client::new(&registries, registry, host, plain, "", "")?;
+        let response = client.get("/v2/", &[], &Quiet)?;
+        if response.status() == StatusCode::OK {
+            return Ok(());
+        }
+        Err(client.refused(&Method::GET, "/v2/", response))
+    }
+
+    /// Uses these credentials for one registry, whatever is stored.
+    #[must_use]
+    pub fn with_credentials(mut self, registry: &str, credentials: Credentials) -> Self {
+        self.credentials.insert(canonical(registry).to_owned(), credentials);
+        self
+    }
+
     /// Reads credentials from this Docker configuration file instead of the user's.
     #[must_use]
     pub fn with_docker_config(mut self, path: &Path) -> Self {
         self.docker_config = Some(DockerConfig::at(path));
         self
+    }
+}
+
+/// A registry's name without what clients put around it; Docker Hub has three.
+fn canonical(registry: &str) -> &str {
+    let name =
+        registry.strip_prefix("https://").or_else(|| registry.strip_prefix("http://")).unwrap_or(registry);
+    let host = name.split('/').next().unwrap_or_default();
+    match host {
+        "" | "index.docker.io" | "registry-1.docker.io" => "docker.io",
+        host => host,
     }
 }
 

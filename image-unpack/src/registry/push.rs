@@ -56,13 +56,19 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Makes sure the repository has a blob; true if its bytes had to be sent. `from` is a repository of the same
-    /// registry that may have it.
-    pub(crate) fn blob(&self, digest: Digest, file: &mut File, from: Option<&str>) -> Result<bool> {
+    /// Makes sure the repository has a blob. `from` is a repository of the same registry that may have it; `heard` hears
+    /// the bytes sent so far.
+    pub(crate) fn blob(
+        &self,
+        digest: Digest,
+        file: &File,
+        from: Option<&str>,
+        heard: &dyn Fn(u64),
+    ) -> Result<Outcome> {
         let repository = self.reference.repository();
         let url = format!("/v2/{repository}/blobs/{digest}");
         if self.ask(Method::HEAD, &url, &[], Send::Nothing)?.status == StatusCode::OK {
-            return Ok(false);
+            return Ok(Outcome::Present);
         }
         let mut url = format!("/v2/{repository}/blobs/uploads/");
         if let Some(from) = from.filter(|from| *from != repository) {
@@ -70,7 +76,7 @@ impl<'a> Target<'a> {
         }
         let reply = self.ask(Method::POST, &url, &[], Send::Nothing)?;
         let mut location = match (reply.status, reply.location) {
-            (StatusCode::CREATED, _) => return Ok(false),
+            (StatusCode::CREATED, _) => return Ok(Outcome::Mounted),
             (StatusCode::ACCEPTED, Some(location)) => location,
             (status, _) => return Err(self.unexpected(status, "POST of an upload")),
         };
@@ -80,11 +86,11 @@ impl<'a> Target<'a> {
         while at < size {
             let length = CHUNK.min(size - at);
             let start = at;
-            let open = || -> Result<Box<dyn Read>> {
+            let open = || -> Result<Box<dyn Read + '_>> {
                 // Made anew for every attempt, at the same place.
                 let mut part = file.try_clone().map_err(failed)?;
                 part.seek(SeekFrom::Start(start)).map_err(failed)?;
-                Ok(Box::new(part.take(length)))
+                Ok(Box::new(Told { inner: part.take(length), at: start, heard }))
             };
             let headers = [
                 ("Content-Type", "application/octet-stream".to_owned()),
@@ -103,7 +109,7 @@ impl<'a> Target<'a> {
         let reply =
             self.ask(Method::PUT, &format!("{location}{joint}digest={digest}"), &[], Send::Nothing)?;
         match reply.status {
-            StatusCode::CREATED | StatusCode::NO_CONTENT => Ok(true),
+            StatusCode::CREATED | StatusCode::NO_CONTENT => Ok(Outcome::Sent),
             status => Err(self.unexpected(status, "PUT of an upload")),
         }
     }
@@ -120,6 +126,33 @@ impl<'a> Target<'a> {
             StatusCode::CREATED | StatusCode::OK => Ok(()),
             status => Err(self.unexpected(status, "PUT of a manifest")),
         }
+    }
+}
+
+/// How a repository came to have a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It had it.
+    Present,
+    /// The registry took it from the other repository.
+    Mounted,
+    /// It was sent.
+    Sent,
+}
+
+/// A stream that tells how far it was read.
+struct Told<'a, R> {
+    inner: R,
+    at: u64,
+    heard: &'a dyn Fn(u64),
+}
+
+impl<R: Read> Read for Told<'_, R> {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.inner.read(out)?;
+        self.at += n as u64;
+        (self.heard)(self.at);
+        Ok(n)
     }
 }
 

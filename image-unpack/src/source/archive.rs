@@ -30,8 +30,9 @@ pub(crate) struct Archive {
 }
 
 impl Archive {
-    pub(crate) fn open(path: &Path, limits: &Limits) -> Result<Self> {
-        let file = File::open(path).map_err(|e| match e.kind() {
+    /// Opens the tar file at `path`, or in its place the one at `spool` that it was unpacked to. Errors name `path`.
+    pub(crate) fn open(path: &Path, spool: Option<&Path>, limits: &Limits) -> Result<Self> {
+        let file = File::open(spool.unwrap_or(path)).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => Error::NotFound { what: path.display().to_string() },
             _ => Error::io("read", path, e),
         })?;
@@ -63,9 +64,6 @@ impl Archive {
             })?;
             if block.iter().all(|&b| b == 0) {
                 break;
-            }
-            if at == 0 && block[..2] == [0x1f, 0x8b] {
-                return Err(Error::Unsupported { what: format!("{}: a compressed archive", self.place()) });
             }
             seen += 1;
             if seen > limits.archive_members {

@@ -33,8 +33,13 @@ pub(crate) struct DockerArchive {
 }
 
 impl DockerArchive {
-    pub(crate) fn open(path: &Path, tag: Option<&str>, limits: &Limits) -> Result<Self> {
-        let archive = Archive::open(path, limits)?;
+    pub(crate) fn open(
+        path: &Path,
+        spool: Option<&Path>,
+        tag: Option<&str>,
+        limits: &Limits,
+    ) -> Result<Self> {
+        let archive = Archive::open(path, spool, limits)?;
         let place = format!("docker-archive:{}", path.display());
         Ok(Self { archive, tag: tag.map(str::to_owned), place, layers: OnceLock::new() })
     }
@@ -136,7 +141,7 @@ impl Origin for DockerArchive {
             .collect::<Result<_>>()?;
         let _ = self.layers.set(members);
         let place = self.place.clone();
-        Ok(Resolved { id, config, config_bytes, manifest: None, layers, place })
+        Ok(Resolved { id, config, config_bytes, manifest: None, layers, named: None, place })
     }
 
     fn layer<'a>(&'a self, _image: &Resolved, number: usize) -> Result<Box<dyn Read + Send + 'a>> {

@@ -38,8 +38,13 @@ impl Layout {
         Ok(Self { files, tag: tag.map(str::to_owned), place: format!("oci:{place}") })
     }
 
-    pub(crate) fn archive(path: &Path, tag: Option<&str>, limits: &Limits) -> Result<Self> {
-        let files = Files::Archive(Archive::open(path, limits)?);
+    pub(crate) fn archive(
+        path: &Path,
+        spool: Option<&Path>,
+        tag: Option<&str>,
+        limits: &Limits,
+    ) -> Result<Self> {
+        let files = Files::Archive(Archive::open(path, spool, limits)?);
         let place = format!("oci-archive:{}", path.display());
         Ok(Self { files, tag: tag.map(str::to_owned), place })
     }

@@ -35,6 +35,8 @@ pub(crate) struct Resolved {
     /// The manifest as the source has it; `None` for a docker-archive, which has none.
     pub manifest: Option<Vec<u8>>,
     pub layers: Vec<LayerBlob>,
+    /// Digest of what a registry's name stands for: this manifest, or an index that led to it.
+    pub named: Option<Digest>,
     /// The source, for errors.
     pub place: String,
 }
@@ -48,9 +50,10 @@ pub(crate) trait Origin: Sync {
     fn layer<'a>(&'a self, image: &Resolved, number: usize) -> Result<Box<dyn Read + Send + 'a>>;
 }
 
-/// Opens a source.
+/// Opens a source. `spool` is where the archive it names was unpacked to, if it is compressed.
 pub(crate) fn open<'a>(
     source: &'a Source,
+    spool: Option<&Path>,
     limits: &'a Limits,
     registries: &'a Registries,
     progress: &'a dyn Progress,
@@ -58,10 +61,10 @@ pub(crate) fn open<'a>(
     Ok(match source {
         Source::Layout { path, tag } => Box::new(layout::Layout::directory(path, tag.as_deref())?),
         Source::LayoutArchive { path, tag } => {
-            Box::new(layout::Layout::archive(path, tag.as_deref(), limits)?)
+            Box::new(layout::Layout::archive(path, spool, tag.as_deref(), limits)?)
         }
         Source::DockerArchive { path, tag } => {
-            Box::new(docker::DockerArchive::open(path, tag.as_deref(), limits)?)
+            Box::new(docker::DockerArchive::open(path, spool, tag.as_deref(), limits)?)
         }
         Source::Registry(reference) => Box::new(Remote::new(reference, registries, progress)?),
     })
@@ -107,6 +110,7 @@ pub(crate) fn complete(
         config_bytes,
         manifest: Some(manifest_bytes),
         layers,
+        named: None,
         place: place.to_owned(),
     })
 }
@@ -134,19 +138,23 @@ pub(crate) fn check_document_size(descriptor: &Descriptor, what: &str, limits: &
 
 /// The images of an archive, and the names it gives them. One that is an OCI layout too is taken as that: it has the
 /// manifests as they were.
-pub(crate) fn images_of_archive(path: &Path, limits: &Limits) -> Result<Vec<(Source, Vec<Reference>)>> {
-    let members = archive::Archive::open(path, limits)?;
+pub(crate) fn images_of_archive(
+    path: &Path,
+    spool: Option<&Path>,
+    limits: &Limits,
+) -> Result<Vec<(Source, Vec<Reference>)>> {
+    let members = archive::Archive::open(path, spool, limits)?;
     let (layout, docker) = (members.size("index.json").is_some(), members.size("manifest.json").is_some());
     let path = path.to_path_buf();
     if layout {
-        let named = layout::Layout::archive(&path, None, limits)?.names(limits)?;
+        let named = layout::Layout::archive(&path, spool, None, limits)?.names(limits)?;
         if !named.is_empty() {
             let source = |tag| Source::LayoutArchive { path: path.clone(), tag };
             return Ok(named.into_iter().map(|(tag, names)| (source(tag), names)).collect());
         }
     }
     if docker {
-        let named = docker::DockerArchive::open(&path, None, limits)?.names(limits)?;
+        let named = docker::DockerArchive::open(&path, spool, None, limits)?.names(limits)?;
         let source = |tag| Source::DockerArchive { path: path.clone(), tag };
         return Ok(named.into_iter().map(|(tag, names)| (source(tag), names)).collect());
     }

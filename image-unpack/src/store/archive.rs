@@ -9,13 +9,16 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::Store;
-use super::records::{Image, RefRecord};
+use super::records::Image;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::{Manifest, OCI_INDEX, OCI_MANIFEST, Platform};
 use crate::progress::Progress;
-use crate::reference::Reference;
+use crate::reference::{Reference, Source};
 use crate::source::images_of_archive;
+
+/// What an archive without a path is called in errors.
+const STREAM: &str = "the archive";
 
 impl Store {
     /// Writes images and their names to `out`. The same images and names give the same bytes.
@@ -89,7 +92,7 @@ impl Store {
         tar.finish().and_then(|()| tar.into_inner()?.flush()).map_err(failed)
     }
 
-    /// Makes all images of an archive ready, with the names it gives them.
+    /// Makes all images of an archive ready, with the names it gives them. It may be compressed (gzip, zstd).
     ///
     /// # Errors
     /// Any [`Error`]; images before the one that failed are kept.
@@ -99,12 +102,44 @@ impl Store {
         platform: &Platform,
         progress: &dyn Progress,
     ) -> Result<Vec<Image>> {
+        self.tidy_if_full(|| {
+            let _lock = self.lock_shared()?;
+            let source = Source::DockerArchive { path: path.to_path_buf(), tag: None };
+            let spool = self.spool_if_packed(&source)?;
+            self.load_locked(path, spool.as_ref().map(|spool| spool.file.as_path()), platform, progress)
+        })
+    }
+
+    /// As [`Store::load_archive`], of an archive that comes through a pipe, compressed or not. It is kept in the store's
+    /// own `tmp` until its images are made.
+    ///
+    /// # Errors
+    /// As [`Store::load_archive`].
+    pub fn load_stream(
+        &self,
+        input: impl Read,
+        platform: &Platform,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Image>> {
+        self.tidy_if_full(|| {
+            let _lock = self.lock_shared()?;
+            let spool = self.spool(input, STREAM)?;
+            self.load_locked(Path::new(STREAM), Some(&spool.file), platform, progress)
+        })
+    }
+
+    fn load_locked(
+        &self,
+        path: &Path,
+        spool: Option<&Path>,
+        platform: &Platform,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Image>> {
         let mut images = Vec::new();
-        for (source, names) in images_of_archive(path, &self.limits)? {
-            let mut image = self.ensure(&source, platform, progress)?;
+        for (source, names) in images_of_archive(path, spool, &self.limits)? {
+            let mut image = self.ensure_locked(&source, spool, platform, progress)?;
             for name in names {
-                let record = RefRecord { name: name.to_string(), id: image.id, manifest: image.manifest };
-                self.write_record(&self.ref_path(&name), &record)?;
+                self.name(&name, &image, None)?;
                 image.reference = Some(name);
             }
             images.push(image);

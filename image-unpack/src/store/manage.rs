@@ -12,11 +12,13 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 
 use super::Store;
+use super::inspect::Names;
 use super::records::{Image, ImageRecord, RefRecord};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::manifest::{Descriptor, Manifest};
+use crate::manifest::{Descriptor, Manifest, read_config};
 use crate::reference::Reference;
+use crate::time;
 
 /// An image in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,10 +27,20 @@ pub struct Summary {
     pub id: Digest,
     /// Its names, sorted; none for an image that lost its last.
     pub names: Vec<Reference>,
+    /// Its names with tags, as people write them: Docker's `RepoTags`.
+    pub repo_tags: Vec<String>,
+    /// Its repositories with the digest that their registries have it under: Docker's `RepoDigests`.
+    pub repo_digests: Vec<String>,
     /// Unix time, seconds, at which the store got it.
     pub created: u64,
-    /// Bytes of its regular files.
+    /// Unix time, seconds, at which it was built, as its configuration says; 0 if it does not.
+    pub built: i64,
+    /// Bytes of its regular files as a container sees them.
     pub content_bytes: u64,
+    /// Bytes of the regular files of all its layers: Docker's `Size`.
+    pub size: u64,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// What the store takes on disk: bytes of blocks, as `du` counts.
@@ -85,20 +97,28 @@ impl Store {
     /// [`Error::Io`].
     pub fn images(&self) -> Result<Vec<Summary>> {
         let _lock = self.lock_shared()?;
-        let mut names: BTreeMap<Digest, Vec<Reference>> = BTreeMap::new();
-        for (_, record) in self.records::<RefRecord>("refs")? {
-            if let Ok(name) = record.name.parse() {
-                names.entry(record.id).or_default().push(name);
-            }
-        }
+        let references = self.records::<RefRecord>("refs")?;
         let mut list: Vec<Summary> = self
             .records::<ImageRecord>("images")?
             .into_iter()
             .map(|(_, record)| {
-                let mut names = names.remove(&record.id).unwrap_or_default();
-                names.sort();
-                let (created, content_bytes) = (record.created, record.content_bytes);
-                Summary { id: record.id, names, created, content_bytes }
+                let mine = references.iter().map(|(_, name)| name).filter(|name| name.id == record.id);
+                let names = Names::of(mine);
+                // An image whose configuration is damaged is listed all the same: it can be removed.
+                let config = self.get_blob(record.id).ok().and_then(|bytes| read_config(&bytes).ok());
+                let built = config.as_ref().and_then(|config| config.created().clone());
+                let labels = config.as_ref().and_then(|config| config.config().as_ref()?.labels().clone());
+                Summary {
+                    id: record.id,
+                    names: names.references,
+                    repo_tags: names.tags,
+                    repo_digests: names.digests,
+                    created: record.created,
+                    built: built.and_then(|text| time::seconds(&text)).unwrap_or_default(),
+                    content_bytes: record.content_bytes,
+                    size: record.layers.iter().map(|layer| self.layer_content(layer.diff_id)).sum(),
+                    labels: labels.unwrap_or_default().into_iter().collect(),
+                }
             })
             .collect();
         list.sort_by(|a, b| b.created.cmp(&a.created).then(a.id.cmp(&b.id)));
@@ -124,8 +144,7 @@ impl Store {
             return Err(Error::invalid("tag", &name.to_string(), "a digest cannot be given"));
         }
         let image = self.load(id)?.ok_or_else(|| Error::NotFound { what: id.to_string() })?;
-        let record = RefRecord { name: name.to_string(), id, manifest: image.manifest };
-        self.write_record(&self.ref_path(name), &record)
+        self.name(name, &image, None).map(drop)
     }
 
     /// Takes a name from its image, and the image away with its last name.
@@ -216,7 +235,7 @@ impl Store {
     }
 
     /// Everything that content can be: blobs, layers, disks.
-    fn content(&self) -> Result<Vec<PathBuf>> {
+    pub(super) fn content(&self) -> Result<Vec<PathBuf>> {
         let mut all = Vec::new();
         for dir in ["blobs/sha256", "layers", "disks"] {
             let dir = self.path(dir);
@@ -228,24 +247,43 @@ impl Store {
 
     fn kept(&self) -> Result<Kept> {
         let mut kept = Kept::default();
-        let mut manifests = BTreeSet::new();
+        let references = self.records::<RefRecord>("refs")?;
         for (_, record) in self.records::<ImageRecord>("images")? {
-            kept.paths.insert(self.blob_path(record.id));
-            kept.paths.insert(self.disk_path(record.chain));
-            kept.paths.extend(record.layers.iter().map(|layer| self.layer_path(layer.diff_id)));
-            manifests.insert(record.manifest);
+            let names = references.iter().map(|(_, name)| name).filter(|name| name.id == record.id);
+            let manifests = names.map(|name| name.manifest).chain([record.manifest]).collect();
+            kept.paths.extend(self.content_of(&record, &manifests));
         }
-        for (_, record) in self.records::<RefRecord>("refs")? {
-            manifests.insert(record.manifest);
+        Ok(kept)
+    }
+
+    /// The content that an image needs: documents, layers with the blobs they were made from, disk.
+    pub(super) fn content_of(&self, record: &ImageRecord, manifests: &BTreeSet<Digest>) -> BTreeSet<PathBuf> {
+        let mut paths = BTreeSet::from([self.blob_path(record.id), self.disk_path(record.chain)]);
+        for layer in &record.layers {
+            paths.insert(self.layer_path(layer.diff_id));
+            if let Ok(origin) = self.layer_origin(layer.diff_id) {
+                paths.insert(self.blob_path(origin.digest));
+            }
         }
-        for digest in manifests {
-            kept.paths.insert(self.blob_path(digest));
+        for &digest in manifests {
+            paths.insert(self.blob_path(digest));
             let Ok(bytes) = self.get_blob(digest) else { continue };
             let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else { continue };
             let blobs = manifest.layers.iter().map(|layer: &Descriptor| layer.digest);
-            kept.paths.extend(blobs.map(|digest| self.blob_path(digest)));
+            paths.extend(blobs.map(|digest| self.blob_path(digest)));
         }
-        Ok(kept)
+        paths
+    }
+
+    /// Runs what fills the store. If it runs out of room, what no image needs is removed, finished layers of the image
+    /// that did not fit among it.
+    pub(super) fn tidy_if_full<T>(&self, fill: impl FnOnce() -> Result<T>) -> Result<T> {
+        let result = fill();
+        if matches!(result, Err(Error::Quota { .. } | Error::DiskFull { .. })) {
+            // The error that is told is the first one.
+            let _ = self.collect(false);
+        }
+        result
     }
 
     /// What the store takes on disk.
@@ -309,7 +347,7 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// Bytes of the blocks of everything at and below a path.
-fn usage(path: &Path) -> u64 {
+pub(super) fn usage(path: &Path) -> u64 {
     let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
     let below: u64 = if metadata.is_dir() {
         fs::read_dir(path).into_iter().flatten().flatten().map(|entry| usage(&entry.path())).sum()

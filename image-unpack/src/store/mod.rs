@@ -14,10 +14,16 @@
 //! Everything is written in `tmp`, fsynced, and renamed into place.
 
 mod archive;
+mod df;
 mod ensure;
+mod import;
+mod inspect;
+mod layers;
 mod manage;
 mod push;
+mod quota;
 mod records;
+mod spool;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
@@ -25,6 +31,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+pub use df::{DiskUsage, ImageUsage, LayerUsage};
+pub use import::{CommitOptions, ImportOptions};
+pub use inspect::{HistoryEntry, Inspect, ManifestDescriptor, Metadata, RootFs};
 pub use manage::{Removed, Summary, Usage};
 pub use records::Image;
 
@@ -41,6 +50,8 @@ pub struct Store {
     root: PathBuf,
     limits: Limits,
     registries: Registries,
+    /// Bytes on disk.
+    quota: Option<u64>,
 }
 
 impl Store {
@@ -58,7 +69,7 @@ impl Store {
     /// As [`Store::open`].
     pub fn open_with(dir: &Path, limits: Limits, registries: Registries) -> Result<Self> {
         let root = std::path::absolute(dir).map_err(|e| Error::io("find", dir, e))?;
-        let store = Self { root, limits, registries };
+        let store = Self { root, limits, registries, quota: None };
         match fs::read(store.path("version")) {
             Ok(found) if found == VERSION => {}
             Ok(_) => {
@@ -70,6 +81,21 @@ impl Store {
         }
         store.collect_temporary()?;
         Ok(store)
+    }
+
+    /// Reaches registries in another way, for one request's credentials.
+    #[must_use]
+    pub fn with_registries(mut self, registries: Registries) -> Self {
+        self.registries = registries;
+        self
+    }
+
+    /// Bounds what the store may take on disk, bytes. What would exceed it is refused with [`Error::Quota`]; what is
+    /// already there stays. Processes that write at once may exceed it by 32 MiB each.
+    #[must_use]
+    pub fn with_quota(mut self, bytes: Option<u64>) -> Self {
+        self.quota = bytes;
+        self
     }
 
     fn create(&self) -> Result<()> {

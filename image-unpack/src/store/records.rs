@@ -62,6 +62,13 @@ pub(super) struct RefRecord {
     pub name: String,
     pub id: Digest,
     pub manifest: Digest,
+    /// What the name's registry has under it: this manifest, or an index that led to it. `None` if it was never
+    /// pulled or pushed under this name.
+    #[serde(default)]
+    pub remote: Option<Digest>,
+    /// When it was given: Unix time, seconds.
+    #[serde(default)]
+    pub tagged: u64,
 }
 
 impl Store {
@@ -143,7 +150,7 @@ impl Store {
         self.lookup_locked(reference)
     }
 
-    fn lookup_locked(&self, reference: &Reference) -> Result<Option<Image>> {
+    pub(super) fn lookup_locked(&self, reference: &Reference) -> Result<Option<Image>> {
         let Some(found) = self.read_record::<RefRecord>(self.ref_path(reference))? else { return Ok(None) };
         let Some(mut image) = self.load(found.id)? else { return Ok(None) };
         image.manifest = found.manifest;
@@ -159,7 +166,9 @@ impl Store {
     pub fn cached(&self, source: &Source, platform: &Platform) -> Result<Option<Image>> {
         let _lock = self.lock_shared()?;
         let Source::Registry(reference) = source else {
-            let origin = source::open(source, &self.limits, &self.registries, &Quiet)?;
+            let spool = self.spool_if_packed(source)?;
+            let spool = spool.as_ref().map(|spool| spool.file.as_path());
+            let origin = source::open(source, spool, &self.limits, &self.registries, &Quiet)?;
             let resolved = origin.resolve(platform, &self.limits)?;
             return self.load(resolved.id);
         };
