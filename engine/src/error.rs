@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use agent::protocol::{Failure, FailureKind, FrameError};
+use serde::{Deserialize, Serialize};
 use vmm::control::{ExitReason, ExitReport};
 
 /// Exit code of `docker run`, and ours, when the container was never started.
@@ -84,8 +85,77 @@ pub enum EngineError {
     #[error("the container's command could not be started")]
     Start(Failure),
     /// No container has this name.
-    #[error("no container {0:?}")]
+    #[error("No such container: {0}")]
     NoContainer(String),
+    /// Several containers have ids that begin so.
+    #[error("Multiple containers found with provided prefix: {0}")]
+    Ambiguous(String),
+    /// The image is not in the store.
+    #[error("No such image: {0}")]
+    NoImage(String),
+    /// No further process has this id.
+    #[error("No such exec instance: {0}")]
+    NoExec(String),
+    /// No volume has this name.
+    #[error("no such volume: {0}")]
+    NoVolume(String),
+    /// No network has this name.
+    #[error("network {0} not found")]
+    NoNetwork(String),
+    /// Another container has the name.
+    #[error("the container name \"/{name}\" is already in use by container \"{id}\"")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Who has it.
+        id: String,
+    },
+    /// The container does not run.
+    #[error("container {0} is not running")]
+    NotRunning(String),
+    /// The container runs, and must not.
+    #[error("container {0} is running")]
+    Running(String),
+    /// The container is paused, and must not be.
+    #[error("container {0} is paused")]
+    Paused(String),
+    /// The container is not paused.
+    #[error("container {0} is not paused")]
+    NotPaused(String),
+    /// A container uses the volume.
+    #[error("volume {name} is in use by container {container}")]
+    VolumeInUse {
+        /// The volume.
+        name: String,
+        /// Who uses it.
+        container: String,
+    },
+    /// The network has containers, or is one of those that are always there.
+    #[error("network {name} cannot be removed")]
+    NetworkInUse {
+        /// The network.
+        name: String,
+        /// Why not.
+        why: String,
+    },
+    /// A value is malformed.
+    #[error("{0}")]
+    Invalid(String),
+    /// Something is not in the state that the command needs.
+    #[error("{0}")]
+    Conflict(String),
+    /// The container's supervisor refused.
+    #[error("{}", .0.what)]
+    Supervisor(Box<Refusal>),
+    /// The container's supervisor went away.
+    #[error("the supervisor of container {0} went away")]
+    SupervisorGone(String),
+    /// The guest refused a call.
+    #[error("{}", .0.text)]
+    Guest(Failure),
+    /// The state database cannot be used.
+    #[error("the state database cannot be used")]
+    Database(#[from] rusqlite::Error),
     /// The disk is full.
     #[error("there is no space left on the disk")]
     DiskFull {
@@ -150,6 +220,7 @@ impl EngineError {
                 FailureKind::NotExecutable => EXIT_NOT_EXECUTABLE,
                 _ => EXIT_ENGINE,
             },
+            Self::Supervisor(refusal) => refusal.exit_code,
             _ => EXIT_ENGINE,
         }
     }
@@ -182,6 +253,41 @@ impl EngineError {
             Self::Agent(e) => advice(e, "the image's guest is not to be trusted; its machine was ended"),
             Self::Start(failure) => advice(&failure.text, start_hint(failure.kind)),
             Self::NoContainer(_) => advice(&"there is none with this id or name", "bulkhead ps -a"),
+            Self::Ambiguous(_) => advice(&"their ids begin so", "give more of the id, or the name"),
+            Self::NoImage(name) => {
+                advice(&"it is not in the image store", &format!("bulkhead pull {name}"))
+            }
+            Self::NoExec(_) => advice(&"it was never made, or its container has ended", "make it again"),
+            Self::NoVolume(_) => advice(&"there is none with this name", "bulkhead volume ls"),
+            Self::NoNetwork(_) => advice(&"there is none with this id or name", "bulkhead network ls"),
+            Self::NameTaken { .. } => {
+                advice(&"names are unique", "remove or rename that container, or give another name")
+            }
+            Self::NotRunning(name) => {
+                advice(&"the command needs its running machine", &format!("bulkhead start {name}"))
+            }
+            Self::Running(name) => advice(
+                &"the command would take away what its processes use",
+                &format!("bulkhead stop {name}, or force it"),
+            ),
+            Self::Paused(name) => {
+                advice(&"its processes are frozen", &format!("bulkhead unpause {name}"))
+            }
+            Self::NotPaused(_) => advice(&"its processes are not frozen", "bulkhead ps -a"),
+            Self::VolumeInUse { container, .. } => {
+                advice(&"removing it would lose its data", &format!("bulkhead rm {container}, then try again"))
+            }
+            Self::NetworkInUse { why, .. } => advice(why, "disconnect its containers first"),
+            Self::Invalid(_) => advice(&"the value is not understood", "correct it, then run the command again"),
+            Self::Conflict(_) => advice(&"something else was done before", "bulkhead ps -a shows where things are"),
+            Self::Supervisor(refusal) => Advice { why: refusal.why.clone(), next: refusal.next.clone() },
+            Self::SupervisorGone(_) => {
+                advice(&"its process ended while it was asked", "bulkhead ps -a shows what became of it")
+            }
+            Self::Guest(failure) => advice(&failure.text, "correct the command, then run it again"),
+            Self::Database(e) => {
+                advice(e, "see that the state directory is writable and its disk is not full")
+            }
             Self::DiskFull { action } => advice(
                 &format!("{action} needs more than is free"),
                 "free some space, then run the command again",
@@ -193,11 +299,36 @@ impl EngineError {
     /// The guest's last console lines, if the error is about its machine.
     #[must_use]
     pub fn console(&self) -> Option<String> {
+        if let Self::Supervisor(refusal) = self {
+            return refusal.console.clone();
+        }
         let (Self::Machine(report) | Self::AgentSilent { report, .. }) = self else { return None };
         let lines: Vec<&str> =
             report.console.lines().map(without_priority).filter(|l| !l.trim().is_empty()).collect();
         let tail = &lines[lines.len().saturating_sub(CONSOLE_LINES)..];
         (!tail.is_empty()).then(|| tail.join("\n"))
+    }
+}
+
+/// A supervisor's error, as it travels to who asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What happened.
+    pub what: String,
+    /// Why, in one line.
+    pub why: String,
+    /// What to do next, in one line.
+    pub next: String,
+    /// The guest's last console lines.
+    pub console: Option<String>,
+    /// Exit code of a command that ends with it.
+    pub exit_code: u8,
+}
+
+impl From<&EngineError> for Refusal {
+    fn from(error: &EngineError) -> Self {
+        let Advice { why, next } = error.advice();
+        Self { what: error.to_string(), why, next, console: error.console(), exit_code: error.exit_code() }
     }
 }
 
