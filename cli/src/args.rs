@@ -21,6 +21,12 @@ pub enum Command {
     Stop(Stop),
     /// Remove containers that do not run
     Rm(Rm),
+    /// Own one container: what the engine starts, not people
+    #[command(hide = true)]
+    Supervise {
+        /// The container's id
+        id: String,
+    },
     /// Boot a machine on each accelerator and tell what this host can do
     Doctor,
     /// Print the accelerator that --accel auto takes on this host

@@ -94,9 +94,10 @@ impl Description {
 }
 
 impl Containers {
-    /// The containers in a directory, which exists.
+    /// The containers in a directory, which is made.
     #[must_use]
     pub fn new(directory: PathBuf) -> Self {
+        let _ = fs::create_dir_all(&directory);
         Self(directory)
     }
 

@@ -12,18 +12,35 @@ use crate::EngineError;
 
 /// Size of a container's writable disk in bytes; the file is sparse.
 pub const WRITABLE_BYTES: u64 = 10 << 30;
+/// Least size that can be asked for, in bytes.
+pub const MIN_WRITABLE_BYTES: u64 = 64 << 20;
 
 /// Part of the template's name, so that a change of the options below makes a new one.
 const TEMPLATE_VERSION: u32 = 1;
 /// Bytes copied at a time.
 const COPY: usize = 256 * 1024;
 
-/// Makes a container's writable disk at `path`.
+/// Makes a container's writable disk at `path` if it is not there; `bytes`: its size, else [`WRITABLE_BYTES`].
+///
+/// # Errors
+/// As of [`create`].
+pub fn ensure(path: &Path, bytes: Option<u64>, cache: &Path) -> Result<(), EngineError> {
+    if path.exists() {
+        return Ok(());
+    }
+    // A crash on the way leaves no half disk under the name that counts.
+    let temporary = path.with_extension("new");
+    let _ = fs::remove_file(&temporary);
+    create(&temporary, bytes.unwrap_or(WRITABLE_BYTES), cache)?;
+    fs::rename(&temporary, path).map_err(EngineError::io("making the container's writable disk"))
+}
+
+/// Makes a writable disk of so many bytes at `path`.
 ///
 /// # Errors
 /// `mkfs.ext4` is missing or fails, or the disk is full; nothing is left behind then.
-pub fn create(path: &Path, cache: &Path) -> Result<(), EngineError> {
-    let template = template(cache)?;
+pub fn create(path: &Path, bytes: u64, cache: &Path) -> Result<(), EngineError> {
+    let template = template(cache, bytes)?;
     copy_sparse(&template, path).map_err(|e| {
         let _ = fs::remove_file(path);
         EngineError::io("making the container's writable disk")(e)
@@ -31,13 +48,14 @@ pub fn create(path: &Path, cache: &Path) -> Result<(), EngineError> {
 }
 
 /// The template's path; it is made on first use.
-fn template(cache: &Path) -> Result<PathBuf, EngineError> {
-    let path = cache.join(format!("writable-v{TEMPLATE_VERSION}.ext4"));
+fn template(cache: &Path, bytes: u64) -> Result<PathBuf, EngineError> {
+    let name = format!("writable-v{TEMPLATE_VERSION}-{bytes}");
+    let path = cache.join(format!("{name}.ext4"));
     if path.exists() {
         return Ok(path);
     }
-    let temporary = cache.join(format!("writable-v{TEMPLATE_VERSION}.{}.new", std::process::id()));
-    let made = make_template(&temporary).and_then(|()| {
+    let temporary = cache.join(format!("{name}.{}.new", std::process::id()));
+    let made = make_template(&temporary, bytes).and_then(|()| {
         fs::rename(&temporary, &path).map_err(EngineError::io("storing the template of the writable disk"))
     });
     if made.is_err() {
@@ -46,10 +64,10 @@ fn template(cache: &Path) -> Result<PathBuf, EngineError> {
     made.map(|()| path)
 }
 
-fn make_template(path: &Path) -> Result<(), EngineError> {
+fn make_template(path: &Path, bytes: u64) -> Result<(), EngineError> {
     let action = "making the template of the writable disk";
     let file = File::create(path).map_err(EngineError::io(action))?;
-    file.set_len(WRITABLE_BYTES).map_err(EngineError::io(action))?;
+    file.set_len(bytes).map_err(EngineError::io(action))?;
     // Everything that can be left for later is, so that the template holds few blocks; the journal keeps a crash from losing the rest.
     let output = Command::new("mkfs.ext4")
         .args(["-q", "-F", "-m", "0", "-b", "4096", "-J", "size=8", "-I", "256", "-i", "16384", "-G", "256"])
@@ -117,12 +135,15 @@ mod tests {
     fn a_writable_disk_is_sparse_clean_and_the_same_as_its_template() {
         let directory = tempfile::tempdir().unwrap();
         let disk = directory.path().join("disk");
-        create(&disk, directory.path()).unwrap();
+        create(&disk, WRITABLE_BYTES, directory.path()).unwrap();
         assert_eq!(fs::metadata(&disk).unwrap().len(), WRITABLE_BYTES);
         assert!(allocated(&disk).unwrap() < 4 << 20, "{} bytes", allocated(&disk).unwrap());
         let check =
             Command::new("fsck.ext4").args(["-f", "-n"]).arg(&disk).env("PATH", "/usr/sbin:/sbin").output();
         assert!(check.unwrap().status.success());
-        assert!(create(&disk, directory.path()).is_err(), "an existing disk is never overwritten");
+        assert!(
+            create(&disk, WRITABLE_BYTES, directory.path()).is_err(),
+            "an existing disk is never overwritten"
+        );
     }
 }

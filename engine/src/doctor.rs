@@ -10,10 +10,9 @@ use vmm::config::Accelerator;
 
 use crate::accelerator::{self, Chosen, Kvm};
 use crate::client::Client;
-use crate::machine::{Hardware, Machine, wait_readable};
+use crate::machine::{Hardware, Machine, boot_timeout, silent, wait_readable};
 use crate::options::{AcceleratorChoice, Isolation};
 use crate::paths::Paths;
-use crate::session::{boot_timeout, silent};
 use crate::{EngineError, disk};
 
 /// The command that lifts the limit on memory mappings.
@@ -155,7 +154,7 @@ fn check_map_count() -> Found {
 
 fn check_disk(paths: &Paths) -> Found {
     let path = paths.cache_files().join(format!("doctor-{}.ext4", std::process::id()));
-    let made = disk::create(&path, &paths.cache_files());
+    let made = disk::create(&path, disk::WRITABLE_BYTES, &paths.cache_files());
     let allocated = disk::allocated(&path).unwrap_or(0);
     let _ = fs::remove_file(&path);
     match made {

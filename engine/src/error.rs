@@ -254,9 +254,7 @@ impl EngineError {
             Self::Start(failure) => advice(&failure.text, start_hint(failure.kind)),
             Self::NoContainer(_) => advice(&"there is none with this id or name", "bulkhead ps -a"),
             Self::Ambiguous(_) => advice(&"their ids begin so", "give more of the id, or the name"),
-            Self::NoImage(name) => {
-                advice(&"it is not in the image store", &format!("bulkhead pull {name}"))
-            }
+            Self::NoImage(name) => advice(&"it is not in the image store", &format!("bulkhead pull {name}")),
             Self::NoExec(_) => advice(&"it was never made, or its container has ended", "make it again"),
             Self::NoVolume(_) => advice(&"there is none with this name", "bulkhead volume ls"),
             Self::NoNetwork(_) => advice(&"there is none with this id or name", "bulkhead network ls"),
@@ -270,16 +268,19 @@ impl EngineError {
                 &"the command would take away what its processes use",
                 &format!("bulkhead stop {name}, or force it"),
             ),
-            Self::Paused(name) => {
-                advice(&"its processes are frozen", &format!("bulkhead unpause {name}"))
-            }
+            Self::Paused(name) => advice(&"its processes are frozen", &format!("bulkhead unpause {name}")),
             Self::NotPaused(_) => advice(&"its processes are not frozen", "bulkhead ps -a"),
-            Self::VolumeInUse { container, .. } => {
-                advice(&"removing it would lose its data", &format!("bulkhead rm {container}, then try again"))
-            }
+            Self::VolumeInUse { container, .. } => advice(
+                &"removing it would lose its data",
+                &format!("bulkhead rm {container}, then try again"),
+            ),
             Self::NetworkInUse { why, .. } => advice(why, "disconnect its containers first"),
-            Self::Invalid(_) => advice(&"the value is not understood", "correct it, then run the command again"),
-            Self::Conflict(_) => advice(&"something else was done before", "bulkhead ps -a shows where things are"),
+            Self::Invalid(_) => {
+                advice(&"the value is not understood", "correct it, then run the command again")
+            }
+            Self::Conflict(_) => {
+                advice(&"something else was done before", "bulkhead ps -a shows where things are")
+            }
             Self::Supervisor(refusal) => Advice { why: refusal.why.clone(), next: refusal.next.clone() },
             Self::SupervisorGone(_) => {
                 advice(&"its process ended while it was asked", "bulkhead ps -a shows what became of it")
@@ -327,6 +328,9 @@ pub struct Refusal {
 
 impl From<&EngineError> for Refusal {
     fn from(error: &EngineError) -> Self {
+        if let EngineError::Supervisor(refusal) = error {
+            return Self::clone(refusal);
+        }
         let Advice { why, next } = error.advice();
         Self { what: error.to_string(), why, next, console: error.console(), exit_code: error.exit_code() }
     }

@@ -5,6 +5,8 @@ use std::path::Path;
 use image_unpack::{Image, Platform, Progress, Source, Store};
 
 use crate::EngineError;
+use crate::model::ContainerConfig;
+use crate::paths::Paths;
 
 /// Finds an image in the store, or fetches it and makes its disk.
 ///
@@ -23,4 +25,15 @@ fn find_or_fetch(store: &Path, name: &str, progress: &dyn Progress) -> Result<Im
         return Ok(image);
     }
     store.ensure(&source, &platform, progress)
+}
+
+/// The image of a container, which its configuration names by id.
+///
+/// # Errors
+/// It is not in the store any more, or damaged.
+pub(crate) fn by_id(paths: &Paths, config: &ContainerConfig) -> Result<Image, EngineError> {
+    let failed = |source| EngineError::Image { name: config.image.clone(), source: Box::new(source) };
+    let id = config.image_id.parse().map_err(failed)?;
+    let store = Store::open(&paths.images()).map_err(failed)?;
+    store.by_id(id).map_err(failed)?.ok_or_else(|| EngineError::NoImage(config.image.clone()))
 }

@@ -1,5 +1,6 @@
 //! The VMM as a process: it is given descriptors and a configuration, and reports one end.
 
+use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -18,12 +19,16 @@ use vmm::control::{ControlSocket, Event, ExitReason, ExitReport, Request};
 
 use crate::EngineError;
 use crate::accelerator::Chosen;
+use crate::model::Limits;
+use crate::options::{DEFAULT_MEMORY_MIB, GUEST_OVERHEAD_MIB};
 use crate::paths::Paths;
 
 /// The guest's context id. Machines have no way to each other, so all may have the same.
 const GUEST_CID: u32 = 3;
 /// How long a VMM may take to end after it was told to.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Billionths of a CPU in one CPU.
+const NANO_CPU: u64 = 1_000_000_000;
 /// Most bytes of the VMM's own log that an error shows.
 const LOG_TAIL: usize = 512;
 
@@ -65,6 +70,49 @@ impl Descriptors {
     }
 }
 
+/// Guest memory and vCPUs for the limits that were asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MachineSize {
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+}
+
+impl MachineSize {
+    /// The machine that a container with these limits fits in.
+    ///
+    /// # Errors
+    /// No machine of this accelerator is that large.
+    pub fn new(limits: &Limits, accelerator: Accelerator) -> Result<Self, EngineError> {
+        let memory_mib = match limits.memory {
+            None | Some(0) => DEFAULT_MEMORY_MIB,
+            Some(bytes) => u32::try_from(bytes.div_ceil(1 << 20))
+                .ok()
+                .and_then(|mib| mib.checked_add(GUEST_OVERHEAD_MIB))
+                .filter(|mib| *mib <= vmm::config::MAX_MEMORY_MIB)
+                .ok_or_else(|| EngineError::Option {
+                    option: format!("--memory {bytes}"),
+                    why: format!("a machine has at most {} MiB", vmm::config::MAX_MEMORY_MIB),
+                    next: "ask for less memory".to_owned(),
+                })?,
+        };
+        let asked = limits.nano_cpus.map_or(1, |nano| nano.div_ceil(NANO_CPU).max(1));
+        let most = if accelerator == Accelerator::Uml { 1 } else { u64::from(vmm::config::MAX_VCPUS) };
+        if asked > most {
+            return Err(EngineError::Option {
+                option: format!("--cpus {asked}"),
+                why: format!(
+                    "a machine of the {} accelerator has at most {most} vCPU(s)",
+                    accelerator.name()
+                ),
+                next: format!("ask for at most {most}, or use another --accel"),
+            });
+        }
+        Ok(Self { memory_mib, vcpus: u8::try_from(asked).unwrap_or(1) })
+    }
+}
+
 impl Machine {
     /// Starts the VMM and gives it its machine. `directory` is the container's own, where the vsock's socket is made.
     ///
@@ -89,6 +137,8 @@ impl Machine {
         let directory_file = open_read_only(directory)?;
         // The directory's own path may be longer than a socket's address may be.
         let socket_path = socket_path(&directory_file);
+        // A machine before this one may have been killed too hard to remove its own.
+        let _ = fs::remove_file(&socket_path);
         let listener = UnixListener::bind(&socket_path).map_err(EngineError::io(action))?;
         let (agent, agent_far) = UnixStream::pair().map_err(EngineError::io(action))?;
         let (control, control_far) = ControlSocket::pair().map_err(EngineError::io(action))?;
@@ -142,6 +192,38 @@ impl Machine {
         &self.agent
     }
 
+    /// The VMM's process number.
+    #[must_use]
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What executes it.
+    #[must_use]
+    pub fn accelerator(&self) -> Accelerator {
+        self.accelerator
+    }
+
+    /// The agent's control connection for a tokio runtime; its end is the machine's.
+    ///
+    /// # Errors
+    /// No descriptors are left, or it is called outside a runtime.
+    pub fn take_agent(&self) -> Result<tokio::net::UnixStream, EngineError> {
+        let taken = self.agent.try_clone().and_then(|agent| {
+            agent.set_nonblocking(true)?;
+            tokio::net::UnixStream::from_std(agent)
+        });
+        taken.map_err(EngineError::io("sharing a socket"))
+    }
+
+    /// A new connection to the machine's vsock, where `CONNECT PORT` is said.
+    ///
+    /// # Errors
+    /// The machine is gone.
+    pub fn vsock(&self) -> io::Result<UnixStream> {
+        UnixStream::connect(socket_path(&self.directory))
+    }
+
     /// The descriptor that becomes readable when the VMM has something to say.
     #[must_use]
     pub fn events(&self) -> BorrowedFd<'_> {
@@ -172,8 +254,7 @@ impl Machine {
     /// # Errors
     /// The machine is gone, or nothing listens there.
     pub fn connect(&self, port: u32) -> io::Result<PendingConnection> {
-        let stream = UnixStream::connect(socket_path(&self.directory))?;
-        PendingConnection::request(stream, port)
+        PendingConnection::request(self.vsock()?, port)
     }
 
     /// How this machine's guest ends itself.
@@ -281,6 +362,22 @@ pub fn wait_readable(fd: BorrowedFd<'_>, deadline: Instant) -> bool {
             Err(_) => return false,
         }
     }
+}
+
+/// How long a guest may take to its agent's first word. `BULKHEAD_BOOT_TIMEOUT` (seconds) changes it.
+pub(crate) fn boot_timeout(accelerator: Accelerator) -> Duration {
+    let default = match accelerator {
+        Accelerator::Uml => 30,
+        Accelerator::Kvm => 120,
+    };
+    let asked = env::var("BULKHEAD_BOOT_TIMEOUT").ok().and_then(|s| s.parse().ok()).filter(|s| *s > 0);
+    Duration::from_secs(asked.unwrap_or(default))
+}
+
+/// The error for an agent that said nothing in time; `report` is the machine's own, once it was ended.
+pub(crate) fn silent(timeout: Duration, report: Option<ExitReport>) -> EngineError {
+    let empty = || ExitReport { reason: ExitReason::Killed, detail: String::new(), console: String::new() };
+    EngineError::AgentSilent { seconds: timeout.as_secs(), report: Box::new(report.unwrap_or_else(empty)) }
 }
 
 fn socket_path(directory: &File) -> PathBuf {

@@ -5,6 +5,8 @@ use vmm::config::Accelerator;
 
 /// Guest memory in MiB when the caller names no limit. It is taken from the host only as the guest touches it.
 pub const DEFAULT_MEMORY_MIB: u32 = 512;
+/// The same in bytes.
+pub const DEFAULT_MEMORY_BYTES: u64 = (DEFAULT_MEMORY_MIB as u64) << 20;
 /// Guest memory beside the container's own limit, for the guest's kernel and agent, in MiB.
 pub const GUEST_OVERHEAD_MIB: u32 = 64;
 /// Least memory limit of a container, as Docker's: 6 MiB.

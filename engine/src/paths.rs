@@ -15,6 +15,8 @@ pub struct Paths {
     root: PathBuf,
     cache: PathBuf,
     library: PathBuf,
+    /// The program that has the subcommand `supervise`; this one when absent.
+    supervisor: Option<PathBuf>,
 }
 
 impl Paths {
@@ -35,14 +37,24 @@ impl Paths {
                 variable("XDG_DATA_HOME").unwrap_or_else(|| home.join(".local/share")).join("bulkhead")
             }
         });
+        Self::of(root)
+    }
+
+    /// As [`Self::from_environment`], with this state directory.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn of(root: PathBuf) -> Result<Self, EngineError> {
+        let variable = |name: &str| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let home = variable("HOME").unwrap_or_else(|| PathBuf::from("/"));
         let cache = variable("BULKHEAD_CACHE").unwrap_or_else(|| {
             variable("XDG_CACHE_HOME").unwrap_or_else(|| home.join(".cache")).join("bulkhead")
         });
         let beside =
             env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)).unwrap_or_default();
         let library = variable("BULKHEAD_LIB").unwrap_or(beside);
-        let paths = Self { root, cache, library };
-        for directory in [paths.root.clone(), paths.containers(), paths.cache_files()] {
+        let paths = Self { root, cache, library, supervisor: None };
+        for directory in [paths.root.clone(), paths.containers(), paths.cache_files(), paths.volumes()] {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -62,6 +74,53 @@ impl Paths {
     #[must_use]
     pub fn containers(&self) -> PathBuf {
         self.root.join("containers")
+    }
+
+    /// The state directory itself.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The state database.
+    #[must_use]
+    pub fn database(&self) -> PathBuf {
+        self.root.join("state.db")
+    }
+
+    /// Volumes, a directory each.
+    #[must_use]
+    pub fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
+    }
+
+    /// For programs other than `bulkhead` itself: where it lies, with the VMM and the initramfs beside it.
+    #[must_use]
+    pub fn with_program(mut self, bulkhead: PathBuf) -> Self {
+        self.library = bulkhead.parent().map(Path::to_owned).unwrap_or_default();
+        self.supervisor = Some(bulkhead);
+        self
+    }
+
+    /// The program that has the subcommand `supervise`.
+    ///
+    /// # Errors
+    /// It cannot be found.
+    pub fn supervisor(&self) -> Result<PathBuf, EngineError> {
+        match &self.supervisor {
+            Some(path) => existing(path.clone(), "program bulkhead", "make build"),
+            None => env::current_exe().map_err(EngineError::io("finding this program")),
+        }
+    }
+
+    /// What a supervisor needs in its environment to find the same state and parts.
+    pub fn environment(&self) -> impl Iterator<Item = (&'static str, PathBuf)> {
+        [
+            ("BULKHEAD_ROOT", self.root.clone()),
+            ("BULKHEAD_CACHE", self.cache.clone()),
+            ("BULKHEAD_LIB", self.library.clone()),
+        ]
+        .into_iter()
     }
 
     /// What can be made again: the template of the writable disk, the accelerator's verdict.

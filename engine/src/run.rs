@@ -19,7 +19,7 @@ use crate::paths::Paths;
 use crate::session::{Ended, Session};
 use crate::signals::{self, Signals};
 use crate::timings::Timings;
-use crate::{EngineError, disk, image, spec};
+use crate::{EngineError, disk, image, run_spec as spec};
 
 /// How long a guest may take to write its disks and end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -51,7 +51,7 @@ pub trait Observer {
 pub fn run(paths: &Paths, options: &RunOptions, observer: &dyn Observer) -> Result<Outcome, EngineError> {
     let timings = Timings::new();
     let signals = Signals::block()?;
-    let containers = Containers::new(paths.containers());
+    let containers = Containers::new(paths.root().join("run"));
     containers.collect()?;
     let chosen = accelerator::choose(options.accelerator, options.isolation, &paths.cache_files())?;
     if let Some(notice) = &chosen.notice {
@@ -62,7 +62,8 @@ pub fn run(paths: &Paths, options: &RunOptions, observer: &dyn Observer) -> Resu
     paths.kernel(chosen.accelerator)?;
     let image = image::ensure(&paths.images(), &options.image, observer.progress())?;
     timings.mark("image");
-    let stop_signal = signals::stop_signal(&image.config)?;
+    let stop_signal =
+        signals::stop_signal(image.config.config().as_ref().and_then(|c| c.stop_signal().as_deref()))?;
 
     let container = containers.create(|id| describe(id, &image, options, &chosen))?;
     let result = supervise(paths, options, &image, stop_signal, chosen, size, &container, &signals, &timings);
@@ -155,7 +156,7 @@ fn supervise(
     timings: &Timings,
 ) -> Result<Ended, EngineError> {
     let writable = container.directory().join("writable.ext4");
-    disk::create(&writable, &paths.cache_files())?;
+    disk::create(&writable, disk::WRITABLE_BYTES, &paths.cache_files())?;
     timings.mark("disk");
     let accelerator = chosen.accelerator;
     let hardware = Hardware {

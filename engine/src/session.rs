@@ -1,6 +1,5 @@
 //! One machine's conversation, from the agent's first word to the exit status of the container's process.
 
-use std::env;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -14,16 +13,16 @@ use image_unpack::Image;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use vmm::config::Accelerator;
-use vmm::control::{ExitReason, ExitReport};
 
 use crate::client::{Client, open_streams};
 use crate::error::{Advice, Hint};
 use crate::machine::Machine;
+use crate::machine::{boot_timeout, silent};
 use crate::options::{RunOptions, TerminalMode};
 use crate::signals::Signals;
 use crate::stdio::{InputPump, start_output};
 use crate::timings::Timings;
-use crate::{EngineError, doctor, spec, terminal};
+use crate::{EngineError, doctor, run_spec as spec, terminal};
 
 /// Exit code of a process that SIGSEGV killed.
 const SEGFAULT: u8 = 128 + 11;
@@ -309,22 +308,6 @@ fn wanted_streams(with_terminal: bool, interactive: bool) -> &'static [Stream] {
 fn wall_clock() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// How long a guest may take to its agent's first word. `BULKHEAD_BOOT_TIMEOUT` (seconds) changes it.
-pub(crate) fn boot_timeout(accelerator: Accelerator) -> Duration {
-    let default = match accelerator {
-        Accelerator::Uml => 30,
-        Accelerator::Kvm => 120,
-    };
-    let asked = env::var("BULKHEAD_BOOT_TIMEOUT").ok().and_then(|s| s.parse().ok()).filter(|s| *s > 0);
-    Duration::from_secs(asked.unwrap_or(default))
-}
-
-/// The error for an agent that said nothing in time; `report` is the machine's own, once it was ended.
-pub(crate) fn silent(timeout: Duration, report: Option<ExitReport>) -> EngineError {
-    let empty = || ExitReport { reason: ExitReason::Killed, detail: String::new(), console: String::new() };
-    EngineError::AgentSilent { seconds: timeout.as_secs(), report: Box::new(report.unwrap_or_else(empty)) }
 }
 
 fn broken(why: &str) -> EngineError {

@@ -6,7 +6,6 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use agent::protocol::MAX_SIGNAL;
-use oci_spec::image::ImageConfiguration;
 
 use crate::EngineError;
 
@@ -64,22 +63,22 @@ impl Drop for Signals {
     }
 }
 
-/// The signal that an image's StopSignal names (`SIGQUIT`, `QUIT` or `3`); SIGTERM if it names none.
+/// The signal that a StopSignal names (`SIGQUIT`, `QUIT` or `3`); SIGTERM if there is none.
 ///
 /// # Errors
 /// It names no signal.
-pub(crate) fn stop_signal(image: &ImageConfiguration) -> Result<u8, EngineError> {
-    let Some(name) = image.config().as_ref().and_then(|c| c.stop_signal().as_deref()) else {
-        return Ok(SIGTERM);
-    };
+pub(crate) fn stop_signal(name: Option<&str>) -> Result<u8, EngineError> {
+    let Some(name) = name.filter(|name| !name.is_empty()) else { return Ok(SIGTERM) };
     number(name).ok_or_else(|| EngineError::Option {
-        option: format!("the image's StopSignal {name:?}"),
+        option: format!("StopSignal {name:?}"),
         why: "there is no such signal".to_owned(),
-        next: "correct the image's configuration".to_owned(),
+        next: "correct the image's configuration, or give --stop-signal".to_owned(),
     })
 }
 
-fn number(name: &str) -> Option<u8> {
+/// The number of a signal, from its name with or without `SIG`, or from a number; `None` if there is none.
+#[must_use]
+pub fn number(name: &str) -> Option<u8> {
     let by_name = || {
         let upper = name.to_ascii_uppercase();
         let full = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };

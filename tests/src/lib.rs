@@ -15,7 +15,8 @@ use tempfile::TempDir;
 
 /// A state directory of its own, with everything that shows what was left behind.
 pub struct Bulkhead {
-    program: PathBuf,
+    /// The command line's binary.
+    pub program: PathBuf,
     /// `BULKHEAD_ROOT`.
     pub root: TempDir,
 }

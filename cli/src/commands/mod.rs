@@ -21,6 +21,7 @@ pub fn execute(command: Command) -> Result<u8, EngineError> {
         Command::Ps(args) => ps::execute(&paths, &args),
         Command::Stop(args) => stop::execute(&paths, &args),
         Command::Rm(args) => rm::execute(&paths, &args),
+        Command::Supervise { id } => engine::supervisor::supervise(paths, &id).map(|()| 0),
         Command::Doctor => Ok(doctor::execute(&paths)),
         Command::Accelerator => {
             let chosen = accelerator::choose(AcceleratorChoice::Auto, Isolation::Any, &paths.cache_files())?;

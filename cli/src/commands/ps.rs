@@ -10,7 +10,7 @@ use crate::args::Ps;
 const COMMAND_WIDTH: usize = 20;
 
 pub fn execute(paths: &Paths, args: &Ps) -> Result<u8, EngineError> {
-    let containers = Containers::new(paths.containers()).list()?;
+    let containers = Containers::new(paths.root().join("run")).list()?;
     let shown = containers.iter().filter(|c| args.all || matches!(c.state, State::Running | State::Created));
     if args.quiet {
         shown.for_each(|c| println!("{}", c.short_id()));

@@ -7,7 +7,7 @@ use engine::paths::Paths;
 use crate::args::Rm;
 
 pub fn execute(paths: &Paths, args: &Rm) -> Result<u8, EngineError> {
-    let containers = Containers::new(paths.containers());
+    let containers = Containers::new(paths.root().join("run"));
     for name in &args.containers {
         containers.remove(name)?;
         println!("{name}");

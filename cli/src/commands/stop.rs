@@ -10,7 +10,7 @@ use engine::stop::stop;
 use crate::args::Stop;
 
 pub fn execute(paths: &Paths, args: &Stop) -> Result<u8, EngineError> {
-    let containers = Containers::new(paths.containers());
+    let containers = Containers::new(paths.root().join("run"));
     for name in &args.containers {
         stop(&containers, name, Duration::from_secs(args.time.into()))?;
         println!("{name}");

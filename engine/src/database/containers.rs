@@ -50,14 +50,16 @@ impl Database {
     pub(crate) fn container(&self, name: &str) -> Result<Container, EngineError> {
         let connection = self.lock();
         let plain = name.strip_prefix('/').unwrap_or(name);
-        let mut exact = connection.prepare_cached(&format!("{COLUMNS} WHERE id = ?1 OR name = ?1 ORDER BY id = ?1 DESC"))?;
+        let mut exact = connection
+            .prepare_cached(&format!("{COLUMNS} WHERE id = ?1 OR name = ?1 ORDER BY id = ?1 DESC"))?;
         if let Some(row) = exact.query_row([plain], columns).optional()? {
             return container(row);
         }
         if plain.is_empty() || !plain.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(EngineError::NoContainer(name.to_owned()));
         }
-        let mut beginning = connection.prepare_cached(&format!("{COLUMNS} WHERE substr(id, 1, length(?1)) = ?1 LIMIT {AMBIGUOUS}"))?;
+        let mut beginning = connection
+            .prepare_cached(&format!("{COLUMNS} WHERE substr(id, 1, length(?1)) = ?1 LIMIT {AMBIGUOUS}"))?;
         let found = beginning.query_map([plain], columns)?.collect::<Result<Vec<_>, _>>()?;
         let several = found.len() == AMBIGUOUS;
         match found.into_iter().next() {
@@ -94,7 +96,10 @@ impl Database {
             let row = db.query_row(&format!("{COLUMNS} WHERE id = ?1"), [id], columns).optional()?;
             let mut found = container(row.ok_or_else(|| EngineError::NoContainer(id.to_owned()))?)?;
             change(&mut found.config)?;
-            db.execute("UPDATE containers SET config = ?2 WHERE id = ?1", params![id, encode(&found.config)?])?;
+            db.execute(
+                "UPDATE containers SET config = ?2 WHERE id = ?1",
+                params![id, encode(&found.config)?],
+            )?;
             Ok(found)
         })
     }

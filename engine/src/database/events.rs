@@ -39,7 +39,8 @@ impl Database {
         let mut query = connection.prepare_cached(&format!(
             "SELECT sequence, document FROM events WHERE sequence > ?1 AND time >= ?2 ORDER BY sequence LIMIT {BATCH}"
         ))?;
-        let rows = query.query_map(params![after, since], |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))?;
+        let rows =
+            query.query_map(params![after, since], |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))?;
         rows.map(|row| {
             let (sequence, text) = row?;
             Ok(Event { sequence, ..decode::<Event>(&text)? })

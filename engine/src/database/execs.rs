@@ -31,7 +31,8 @@ impl Database {
     /// Ids of a container's further processes.
     pub(crate) fn execs_of(&self, container: &str) -> Result<Vec<String>, EngineError> {
         let connection = self.lock();
-        let mut query = connection.prepare_cached("SELECT id FROM execs WHERE container = ?1 ORDER BY rowid")?;
+        let mut query =
+            connection.prepare_cached("SELECT id FROM execs WHERE container = ?1 ORDER BY rowid")?;
         Ok(query.query_map([container], |row| row.get(0))?.collect::<Result<_, _>>()?)
     }
 

@@ -110,11 +110,6 @@ impl Database {
         }
         result
     }
-
-    /// A number that changes whenever another process or connection has written.
-    pub(crate) fn version(&self) -> Result<i64, EngineError> {
-        Ok(self.lock().pragma_query_value(None, "data_version", |row| row.get(0))?)
-    }
 }
 
 fn restrict(path: &Path) -> Result<(), EngineError> {
@@ -124,11 +119,13 @@ fn restrict(path: &Path) -> Result<(), EngineError> {
 }
 
 fn encode(value: &impl Serialize) -> Result<String, EngineError> {
-    serde_json::to_string(value).map_err(|e| EngineError::Conflict(format!("a record cannot be written: {e}")))
+    serde_json::to_string(value)
+        .map_err(|e| EngineError::Conflict(format!("a record cannot be written: {e}")))
 }
 
 fn decode<T: DeserializeOwned>(text: &str) -> Result<T, EngineError> {
-    serde_json::from_str(text).map_err(|e| EngineError::Conflict(format!("a record of the state database is damaged: {e}")))
+    serde_json::from_str(text)
+        .map_err(|e| EngineError::Conflict(format!("a record of the state database is damaged: {e}")))
 }
 
 #[cfg(test)]

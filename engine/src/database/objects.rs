@@ -11,9 +11,14 @@ impl Database {
     pub(crate) fn insert_volume(&self, volume: &Volume) -> Result<Volume, EngineError> {
         let text = encode(volume)?;
         self.write(Durability::Host, |db| {
-            db.execute("INSERT OR IGNORE INTO volumes (name, document) VALUES (?1, ?2)", params![volume.name, text])?;
+            db.execute(
+                "INSERT OR IGNORE INTO volumes (name, document) VALUES (?1, ?2)",
+                params![volume.name, text],
+            )?;
             let there: String =
-                db.query_row("SELECT document FROM volumes WHERE name = ?1", [&volume.name], |row| row.get(0))?;
+                db.query_row("SELECT document FROM volumes WHERE name = ?1", [&volume.name], |row| {
+                    row.get(0)
+                })?;
             decode(&there)
         })
     }

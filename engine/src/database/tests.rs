@@ -44,14 +44,12 @@ fn state_and_config_do_not_undo_each_other() {
     let (supervisor, engine) = (Database::open(&path).unwrap(), Database::open(&path).unwrap());
     let a = container('a', "first");
     engine.insert_container(&a).unwrap();
-    let before = supervisor.version().unwrap();
     engine
         .change_config(&a.id, |config| {
             config.limits.memory = Some(1 << 30);
             Ok(())
         })
         .unwrap();
-    assert_ne!(supervisor.version().unwrap(), before, "a change by another connection is noticed");
     supervisor.set_state(&a.id, &State { status: Status::Running, ..State::default() }).unwrap();
     let now = engine.container(&a.id).unwrap();
     assert_eq!((now.config.limits.memory, now.state.status), (Some(1 << 30), Status::Running));

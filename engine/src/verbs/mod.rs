@@ -1,0 +1,23 @@
+//! The engine's verbs, a file each. Those that only look and those of containers that nobody owns are done here; the rest is asked of
+//! the container's supervisor.
+
+mod attach;
+mod create;
+mod exec;
+mod files;
+mod lifecycle;
+mod list;
+mod logs;
+mod networks;
+mod remove;
+mod update;
+mod volumes;
+mod wait;
+
+pub use attach::Attached;
+pub use create::Created;
+pub use files::{CommitOptions, Transfer};
+pub use logs::{LogLine, LogOptions, LogStream};
+pub use networks::NetworkOptions;
+pub use volumes::VolumeOptions;
+pub use wait::Waiting;

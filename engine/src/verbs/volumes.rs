@@ -1,0 +1,168 @@
+//! Volumes: folders of the state directory that outlive containers.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::Path;
+
+use crate::model::{ContainerConfig, Event, EventKind, Mount, MountKind, Volume, now};
+use crate::{Engine, EngineError, ids, names};
+
+/// What a new volume is to be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VolumeOptions {
+    /// Its name; made up when absent.
+    pub name: Option<String>,
+    /// Free names and values.
+    pub labels: BTreeMap<String, String>,
+    /// Options of the driver.
+    pub options: BTreeMap<String, String>,
+}
+
+impl Engine {
+    /// All volumes by name.
+    ///
+    /// # Errors
+    /// The state database cannot be read.
+    pub fn volumes(&self) -> Result<Vec<Volume>, EngineError> {
+        self.database().volumes()
+    }
+
+    /// One volume.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn volume(&self, name: &str) -> Result<Volume, EngineError> {
+        self.database().volume(name)
+    }
+
+    /// Where a volume's files lie.
+    #[must_use]
+    pub fn volume_path(&self, volume: &Volume) -> std::path::PathBuf {
+        self.paths().volumes().join(&volume.name).join("_data")
+    }
+
+    /// Creates a volume; one that is there already is returned as it is.
+    ///
+    /// # Errors
+    /// The name is malformed, or an option is not supported.
+    pub fn create_volume(&self, options: VolumeOptions) -> Result<Volume, EngineError> {
+        if let Some(option) = options.options.keys().next() {
+            return Err(EngineError::Option {
+                option: format!("volume option {option}"),
+                why: "volumes are folders of the host's own disk, which no option changes".to_owned(),
+                next: "create it without options".to_owned(),
+            });
+        }
+        if let Some(name) = &options.name {
+            names::check_volume(name)?;
+        }
+        let volume = Volume {
+            anonymous: options.name.is_none(),
+            name: options.name.map_or_else(ids::random, Ok)?,
+            created: now(),
+            labels: options.labels,
+            options: options.options,
+        };
+        let data = self.volume_path(&volume);
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&data)
+            .map_err(EngineError::io(format!("making the volume {}", volume.name)))?;
+        let there = self.database().insert_volume(&volume)?;
+        if there == volume {
+            self.volume_event(&there, "create")?;
+        }
+        Ok(there)
+    }
+
+    /// Removes a volume that no container uses. `force`: one that is not there is no error.
+    ///
+    /// # Errors
+    /// A container uses it.
+    pub fn remove_volume(&self, name: &str, force: bool) -> Result<(), EngineError> {
+        let volume = match self.volume(name) {
+            Err(EngineError::NoVolume(_)) if force => return Ok(()),
+            other => other?,
+        };
+        if let Some(container) = self.users_of_volume(name)?.into_iter().next() {
+            return Err(EngineError::VolumeInUse { name: name.to_owned(), container });
+        }
+        self.database().delete_volume(name)?;
+        match fs::remove_dir_all(self.paths().volumes().join(name)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(EngineError::io(format!("removing the volume {name}"))(e));
+            }
+            _ => {}
+        }
+        self.volume_event(&volume, "destroy")
+    }
+
+    /// Ids of the containers that use a volume.
+    ///
+    /// # Errors
+    /// The state database cannot be read.
+    pub fn users_of_volume(&self, name: &str) -> Result<Vec<String>, EngineError> {
+        let uses = |mount: &Mount| mount.kind == MountKind::Volume && mount.source == name;
+        let users = self.containers()?.into_iter().filter(|c| c.config.mounts.iter().any(uses));
+        Ok(users.map(|container| container.id).collect())
+    }
+
+    /// Bytes on disk of a volume.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn volume_usage(&self, name: &str) -> Result<u64, EngineError> {
+        let volume = self.volume(name)?;
+        usage(&self.volume_path(&volume)).map_err(EngineError::io(format!("measuring the volume {name}")))
+    }
+
+    /// Makes the volumes that a new container names, and those that its image wants.
+    pub(super) fn make_volumes(&self, config: &mut ContainerConfig) -> Result<(), EngineError> {
+        for path in config.volumes.clone() {
+            let covered = config.mounts.iter().any(|m| m.target == path) || config.tmpfs.contains_key(&path);
+            if !covered {
+                let volume = self.create_volume(VolumeOptions::default())?;
+                let kind = MountKind::Volume;
+                let mount =
+                    Mount { kind, source: volume.name, target: path, read_only: false, no_copy: false };
+                config.mounts.push(mount);
+            }
+        }
+        for mount in config.mounts.iter_mut().filter(|mount| mount.kind == MountKind::Volume) {
+            let name = Some(mount.source.clone()).filter(|name| !name.is_empty());
+            mount.source = self.create_volume(VolumeOptions { name, ..VolumeOptions::default() })?.name;
+        }
+        Ok(())
+    }
+
+    fn volume_event(&self, volume: &Volume, action: &str) -> Result<(), EngineError> {
+        self.record(&Event {
+            sequence: 0,
+            time: now(),
+            kind: EventKind::Volume,
+            action: action.to_owned(),
+            actor: volume.name.clone(),
+            attributes: [("driver".to_owned(), "local".to_owned())].into(),
+        })
+    }
+}
+
+/// Bytes on disk below a folder. Links are counted, not followed.
+fn usage(folder: &Path) -> io::Result<u64> {
+    let mut folders = vec![folder.to_owned()];
+    let mut bytes = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let metadata = entry.metadata()?;
+            bytes += metadata.blocks() * 512;
+            if metadata.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    Ok(bytes)
+}
