@@ -2,15 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails fails its test")]
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Instant;
 
-use common::{Layout, Pack, Tar, flatten, fsck, noise};
+use bulkhead_tests::disk::{flatten, fsck};
+use bulkhead_tests::layout::Layout;
+use bulkhead_tests::tarfile::{Pack, Tar, noise};
 use image_unpack::{Digest, Platform, Quiet, Store};
 
 /// A child of this test's own program, which only makes an image ready.

@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails fails its test")]
 
-mod common;
-
 use std::fs;
 
-use common::{Layout, Pack, Tar, have, noise, run};
+use bulkhead_tests::layout::Layout;
+use bulkhead_tests::tarfile::{Pack, Tar, noise};
+use bulkhead_tests::tools::{have, run};
 use image_unpack::{Digest, Error, Platform, Quiet, Reference, Store};
 
 #[test]

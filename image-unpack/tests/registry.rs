@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails fails its test")]
 
-mod common;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -12,7 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use common::{Layout, Pack, Registry, Tar, have, noise, run};
+use bulkhead_tests::layout::Layout;
+use bulkhead_tests::registry::Registry;
+use bulkhead_tests::tarfile::{Pack, Tar, noise};
+use bulkhead_tests::tools::{have, run};
 use image_unpack::{
     Credentials, DockerConfig, Error, Event, Limits, Platform, Quiet, Reference, Registries, Source, Store,
 };
