@@ -3,20 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails fails its test")]
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
 
 use bulkhead_tests::layout::Layout;
 use bulkhead_tests::registry::Registry;
 use bulkhead_tests::tarfile::{Pack, Tar, noise};
 use bulkhead_tests::tools::{have, run};
-use image_unpack::{
-    Credentials, DockerConfig, Error, Event, Limits, Platform, Quiet, Reference, Registries, Source, Store,
-};
+use image_unpack::{Error, Event, Limits, Platform, Quiet, Reference, Registries, Source, Store};
 
 fn image(dir: &Path) -> Layout {
     let layout = Layout::new(&dir.join("oci"));
@@ -82,143 +76,6 @@ fn pulls_by_tag_and_digest() {
     assert!(matches!(ask("other/image:v1"), Err(Error::NotFound { .. })));
     let absent = format!("some/image@sha256:{}", "0".repeat(64));
     assert!(matches!(ask(&absent), Err(Error::NotFound { .. })));
-}
-
-#[test]
-fn passwords() {
-    let work = tempfile::tempdir().unwrap();
-    if !have("skopeo") || !have("htpasswd") {
-        return;
-    }
-    let passwords = work.path().join("htpasswd");
-    fs::write(&passwords, run("htpasswd", &["-Bbn", "ann", "secret"])).unwrap();
-    let top = format!("auth: {{htpasswd: {{realm: r, path: {}}}}}\n", passwords.display());
-    let Some(registry) = Registry::start(work.path(), "", &top) else { return };
-    let layout = image(work.path());
-    let name = format!("{}/private/image:v1", registry.address);
-    skopeo(&layout, &name, &["--dest-creds", "ann:secret"]);
-    let store = store(&work.path().join("store"), no_credentials(work.path()));
-    let source: Source = name.parse().unwrap();
-    let pull = || store.ensure(&source, &Platform::host(), &Quiet);
-    assert!(matches!(pull(), Err(Error::AuthNeeded { .. })));
-    let config = DockerConfig::at(&work.path().join("config.json"));
-    let set = |password: &str| {
-        let credentials = Credentials::Password { user: "ann".into(), password: password.into() };
-        config.set(&registry.address, &credentials).unwrap();
-    };
-    set("wrong");
-    let error = pull().unwrap_err();
-    assert!(matches!(&error, Error::AuthNeeded { .. }) && error.hint().contains("login"), "{error:?}");
-    set("secret");
-    pull().unwrap();
-}
-
-#[test]
-fn tls_with_an_authority_of_its_own() {
-    let work = tempfile::tempdir().unwrap();
-    if !have("skopeo") || !have("openssl") {
-        return;
-    }
-    let at = |name: &str| work.path().join(name).to_str().unwrap().to_owned();
-    let (key, certificate) = (at("key.pem"), at("cert.pem"));
-    run(
-        "openssl",
-        &[
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=DNS:localhost,IP:127.0.0.1",
-            "-addext",
-            "basicConstraints=critical,CA:FALSE",
-            "-keyout",
-            &key,
-            "-out",
-            &certificate,
-        ],
-    );
-    let http = format!("  tls: {{certificate: {certificate}, key: {key}}}\n");
-    let Some(registry) = Registry::start(work.path(), &http, "") else { return };
-    let layout = image(work.path());
-    let name = format!("{}/tls/image:v1", registry.address);
-    skopeo(&layout, &name, &[]);
-    let source: Source = name.parse().unwrap();
-    let mut registries = no_credentials(work.path());
-    registries.tls.insert(registry.address.clone());
-    let result = store(&work.path().join("a"), registries.clone()).ensure(&source, &Platform::host(), &Quiet);
-    assert!(
-        matches!(result, Err(Error::Unreachable { .. })),
-        "an unknown authority is not trusted: {result:?}"
-    );
-    let dir = work.path().join("certs.d").join(&registry.address);
-    fs::create_dir_all(&dir).unwrap();
-    fs::copy(&certificate, dir.join("ca.crt")).unwrap();
-    store(&work.path().join("b"), registries).ensure(&source, &Platform::host(), &Quiet).unwrap();
-}
-
-/// Passes connections on, and cuts every one after `limit` bytes of answer.
-fn cutting_proxy(target: &str, limit: u64, cuts: &Arc<AtomicU32>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let (target, cuts) = (target.to_owned(), Arc::clone(cuts));
-    thread::spawn(move || {
-        for client in listener.incoming().flatten() {
-            let (target, cuts) = (target.clone(), Arc::clone(&cuts));
-            thread::spawn(move || {
-                let mut server = TcpStream::connect(target).unwrap();
-                let mut up = (client.try_clone().unwrap(), server.try_clone().unwrap());
-                thread::spawn(move || std::io::copy(&mut up.0, &mut up.1));
-                let mut client = client;
-                let (mut left, mut buffer) = (limit, [0; 4096]);
-                while let Ok(n @ 1..) = server.read(&mut buffer) {
-                    let n = usize::try_from(left).unwrap().min(n);
-                    if client.write_all(&buffer[..n]).is_err() {
-                        break;
-                    }
-                    left -= n as u64;
-                    if left == 0 {
-                        cuts.fetch_add(1, Ordering::Relaxed);
-                        break;
-                    }
-                }
-                let _ = client.shutdown(Shutdown::Both);
-                let _ = server.shutdown(Shutdown::Both);
-            });
-        }
-    });
-    address
-}
-
-#[test]
-fn broken_connections_are_taken_up_again() {
-    let work = tempfile::tempdir().unwrap();
-    if !have("skopeo") {
-        return;
-    }
-    let Some(registry) = Registry::start(work.path(), "", "") else { return };
-    let layout = image(work.path());
-    skopeo(&layout, &format!("{}/broken/image:v1", registry.address), &[]);
-    let cuts = Arc::new(AtomicU32::new(0));
-    let proxy = cutting_proxy(&registry.address, 1_000_000, &cuts);
-    let source: Source = format!("{proxy}/broken/image:v1").parse().unwrap();
-    let retries = AtomicU32::new(0);
-    let heard = |event: Event| {
-        if matches!(event, Event::Retry { .. }) {
-            retries.fetch_add(1, Ordering::Relaxed);
-        }
-    };
-    let store = store(&work.path().join("store"), no_credentials(work.path()));
-    store.ensure(&source, &Platform::host(), &heard).unwrap();
-    assert!(cuts.load(Ordering::Relaxed) >= 2, "the layer is larger than one connection may carry");
-    assert!(retries.load(Ordering::Relaxed) >= 2);
 }
 
 #[test]

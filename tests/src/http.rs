@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
-/// What a client sent. A body is not read yet.
+/// What a client sent.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// `GET`, `PUT`, ...
@@ -16,6 +16,8 @@ pub struct Request {
     pub target: String,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
+    /// The body of a form; other bodies are not read yet.
+    pub form: Vec<u8>,
 }
 
 impl Request {
@@ -28,9 +30,13 @@ impl Request {
     /// A value of the query, with `%` escapes undone.
     #[must_use]
     pub fn query(&self, name: &str) -> Option<String> {
-        let (_, query) = self.target.split_once('?')?;
-        let value = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))?;
-        Some(unescape(value))
+        find_pair(self.target.split_once('?')?.1, name)
+    }
+
+    /// A value of the form.
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<String> {
+        find_pair(std::str::from_utf8(&self.form).ok()?, name)
     }
 
     fn length(&self) -> u64 {
@@ -48,12 +54,21 @@ impl Request {
             input.read_line(&mut line).ok().filter(|&n| n > 0)?;
             let line = line.trim_end();
             if line.is_empty() {
-                return Some(Self { method, target, headers });
+                let mut request = Self { method, target, headers, form: Vec::new() };
+                if request.header("content-type").is_some_and(|kind| kind.contains("x-www-form-urlencoded")) {
+                    input.take(request.length()).read_to_end(&mut request.form).ok()?;
+                }
+                return Some(request);
             }
             let (name, value) = line.split_once(':')?;
             headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
         }
     }
+}
+
+fn find_pair(pairs: &str, name: &str) -> Option<String> {
+    let value = pairs.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))?;
+    Some(unescape(value))
 }
 
 /// Undoes `%XX` and `+`.
@@ -83,6 +98,8 @@ pub enum Answer {
     Forward,
     /// The beginning of what the server behind says: the connection breaks after so many bytes.
     Cut(u64),
+    /// The server behind gets so many bytes of the body, the client no answer: the connection breaks.
+    CutUpload(u64),
 }
 
 /// The server; ends when dropped.
@@ -135,10 +152,13 @@ fn serve(
 ) -> std::io::Result<()> {
     let mut input = BufReader::new(client.try_clone()?);
     let Some(request) = Request::read(&mut input) else { return Ok(()) };
-    let limit = match answer(&request) {
+    let (limit, upload) = match answer(&request) {
         Answer::Say(status, headers, body) => {
             // What was sent is read, so that the answer is not lost with the connection.
-            std::io::copy(&mut input.take(request.length()), &mut std::io::sink())?;
+            std::io::copy(
+                &mut input.take(request.length() - request.form.len() as u64),
+                &mut std::io::sink(),
+            )?;
             let mut head = format!("HTTP/1.1 {status} x\r\nContent-Length: {}\r\n", body.len());
             for header in headers.iter().map(String::as_str).chain(["Connection: close", ""]) {
                 head.push_str(header);
@@ -150,8 +170,9 @@ fn serve(
             }
             return client.shutdown(Shutdown::Both);
         }
-        Answer::Forward => u64::MAX,
-        Answer::Cut(limit) => limit,
+        Answer::Forward => (u64::MAX, u64::MAX),
+        Answer::Cut(limit) => (limit, u64::MAX),
+        Answer::CutUpload(upload) => (0, upload),
     };
     let mut server = TcpStream::connect(behind.unwrap())?;
     let mut head = format!("{} {} HTTP/1.1\r\n", request.method, request.target);
@@ -160,8 +181,11 @@ fn serve(
     }
     head.push_str("connection: close\r\n\r\n");
     server.write_all(head.as_bytes())?;
-    std::io::copy(&mut input.take(request.length()), &mut server)?;
-    std::io::copy(&mut (&server).take(limit), &mut client)?;
+    server.write_all(&request.form)?;
+    std::io::copy(&mut input.take((request.length() - request.form.len() as u64).min(upload)), &mut server)?;
+    if upload == u64::MAX {
+        std::io::copy(&mut (&server).take(limit), &mut client)?;
+    }
     let _ = server.shutdown(Shutdown::Both);
     client.shutdown(Shutdown::Both)
 }
