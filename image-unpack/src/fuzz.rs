@@ -230,7 +230,7 @@ fn documents() {
         let (a, b) = (rng.below(3), rng.below(3));
         let bytes = mutate(&mut rng, seeds[a].as_bytes(), seeds[b].as_bytes(), |_| {});
         let _ = parse_document(&bytes, "x", &Limits::default());
-        let _ = parse_config(&bytes, "x", 1, &Platform::host());
+        let _ = parse_config(&bytes, "x", 1, &Platform::host(), &Limits::default());
     }
 }
 

@@ -41,7 +41,7 @@
 //!   |-> source, registry -> manifest -> reference -> digest -> error
 //!   |-> erofs -> tree
 //!   |-> merge -> tree -> layer::index
-//!   |-> change, time
+//!   |-> change, time, memory
 //!   \-> layer (pipe -> pass -> header, pax, path, sparse, xattr, data, index)
 //! ```
 
@@ -56,6 +56,7 @@ mod fuzz;
 mod layer;
 mod limits;
 mod manifest;
+mod memory;
 mod merge;
 mod progress;
 mod reference;

@@ -170,7 +170,7 @@ impl Origin for Layout {
         };
         let (bytes, manifest) = walk_to_manifest(start, platform, &self.place, limits, &fetch)?;
         let config = self.blob(&manifest.config, "configuration", limits)?;
-        complete(bytes, manifest, config, platform, &self.place)
+        complete(bytes, manifest, config, platform, &self.place, limits)
     }
 
     fn layer<'a>(&'a self, image: &Resolved, number: usize) -> Result<Box<dyn Read + Send + 'a>> {

@@ -96,8 +96,9 @@ pub(crate) fn complete(
     config_bytes: Vec<u8>,
     platform: &Platform,
     place: &str,
+    limits: &Limits,
 ) -> Result<Resolved> {
-    let (config, diff_ids) = parse_config(&config_bytes, place, manifest.layers.len(), platform)?;
+    let (config, diff_ids) = parse_config(&config_bytes, place, manifest.layers.len(), platform, limits)?;
     let layers = manifest
         .layers
         .into_iter()
