@@ -50,9 +50,10 @@ mod digest;
 mod disk;
 mod erofs;
 mod error;
-#[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
-mod fuzz;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a target that fails must panic")]
+pub mod fuzz;
 mod layer;
 mod limits;
 mod manifest;

@@ -176,7 +176,7 @@ fn corpus_of_the_fuzzers() {
     if std::env::var_os("BULKHEAD_WRITE_CORPUS").is_none() {
         return;
     }
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/layer");
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/layers");
     let write = |name: &str, tar: &mut Tar| std::fs::write(dir.join(name), tar.end()).unwrap();
     let mut tar = Tar::default();
     root(&mut tar);
