@@ -196,7 +196,7 @@ pub(crate) struct Manifest {
 /// A manifest document is one or the other, whatever its media type claims.
 pub(crate) enum Document {
     Index(Index),
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
 }
 
 /// Reads a manifest or an index. `place` names it in errors.
@@ -247,7 +247,7 @@ pub(crate) fn parse_document(bytes: &[u8], place: &str, limits: &Limits) -> Resu
             for layer in &manifest.layers {
                 Compression::of_media_type(&layer.media_type)?;
             }
-            Ok(Document::Manifest(manifest))
+            Ok(Document::Manifest(Box::new(manifest)))
         }
     }
 }

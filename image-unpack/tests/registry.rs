@@ -9,8 +9,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bulkhead_tests::layout::Layout;
 use bulkhead_tests::registry::Registry;
 use bulkhead_tests::tarfile::{Pack, Tar, noise};
-use bulkhead_tests::tools::{have, run};
-use image_unpack::{Error, Event, Limits, Platform, Quiet, Reference, Registries, Source, Store};
+use bulkhead_tests::tools::{have, is_root, run};
+use image_unpack::{
+    CommitOptions, Digest, Error, Event, ImportOptions, Limits, Platform, Quiet, Reference, Registries,
+    Source, Store,
+};
+use serde_json::json;
 
 fn image(dir: &Path) -> Layout {
     let layout = Layout::new(&dir.join("oci"));
@@ -132,5 +136,113 @@ fn pushes_what_others_accept() {
     run("skopeo", &["copy", "--src-tls-verify=false", &format!("docker://{other}"), &to]);
     if have("umoci") {
         run("umoci", &["stat", "--image", &format!("{}:t", copy.display())]);
+    }
+}
+
+/// An index of two platforms, each with an image of its own, as a layout.
+fn two_platforms(dir: &Path) -> Layout {
+    let layout = Layout::new(dir);
+    let manifest = |architecture: &str, variant: Option<&str>| {
+        let tar = Tar::default().file("architecture", architecture.as_bytes()).end();
+        // Foreign and empty layers are layers like others.
+        let empty = Tar::default().end();
+        let layers: Vec<_> = [(&tar, "nondistributable.v1.tar"), (&empty, "v1.tar")]
+            .map(|(tar, kind)| {
+                let (digest, size) = layout.blob(tar);
+                json!({"mediaType": format!("application/vnd.oci.image.layer.{kind}"), "digest": digest, "size": size})
+            })
+            .into();
+        let diff_ids = [Digest::of(&tar), Digest::of(&empty)];
+        let mut platform = json!({"architecture": architecture, "os": "linux"});
+        if let Some(variant) = variant {
+            platform["variant"] = variant.into();
+        }
+        let mut config = platform.clone();
+        config["config"] = json!({});
+        config["rootfs"] = json!({"type": "layers", "diff_ids": diff_ids});
+        let (digest, size) = layout.blob(config.to_string().as_bytes());
+        let kind = "application/vnd.oci.image.config.v1+json";
+        let manifest = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {"mediaType": kind, "digest": digest, "size": size}, "layers": layers});
+        let (digest, size) = layout.blob(manifest.to_string().as_bytes());
+        json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": size,
+            "platform": platform})
+    };
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let index = json!({"schemaVersion": 2, "mediaType": kind,
+        "manifests": [manifest("arm64", Some("v8")), manifest("amd64", None), manifest("arm", Some("v6"))]});
+    let (digest, size) = layout.blob(index.to_string().as_bytes());
+    let top = json!({"schemaVersion": 2, "manifests": [{"mediaType": kind, "digest": digest, "size": size,
+        "annotations": {"org.opencontainers.image.ref.name": "t"}}]});
+    fs::write(layout.dir.join("index.json"), top.to_string()).unwrap();
+    layout
+}
+
+#[test]
+fn indexes_of_several_platforms() {
+    let work = tempfile::tempdir().unwrap();
+    if !have("skopeo") {
+        return;
+    }
+    let Some(registry) = Registry::start(work.path(), "", "") else { return };
+    let layout = two_platforms(&work.path().join("oci"));
+    let name = format!("{}/multi/image:v1", registry.address);
+    skopeo(&layout, &name, &["--all"]);
+    let store = store(&work.path().join("store"), no_credentials(work.path()));
+    let sources: [Source; 2] = [name.parse().unwrap(), layout.source()];
+    let asked = [
+        ("linux/amd64", Some("amd64")),
+        ("linux/arm64", Some("arm64")),
+        ("linux/arm64/v8", Some("arm64")),
+        // A newer CPU runs what was built for an older one, not the other way round.
+        ("linux/arm/v7", Some("arm")),
+        ("linux/arm/v5", None),
+        ("linux/s390x", None),
+        ("windows/amd64", None),
+    ];
+    for source in &sources {
+        for (platform, expected) in asked {
+            let result = store.ensure(source, &platform.parse().unwrap(), &Quiet);
+            match (result, expected) {
+                (Ok(image), Some(architecture)) => {
+                    assert_eq!(image.config.architecture().to_string(), architecture, "{platform}");
+                }
+                (Err(Error::WrongPlatform { have, .. }), None) => {
+                    assert_eq!(have, ["linux/arm64/v8", "linux/amd64", "linux/arm/v6"]);
+                }
+                (result, _) => panic!("{platform}: {result:?}"),
+            }
+        }
+    }
+    // The name's digest is the index's: that is what pins all platforms.
+    store.ensure(&sources[0], &Platform::host(), &Quiet).unwrap();
+    let image = store.find(&name).unwrap();
+    let pinned = store.inspect(image.id).unwrap().repo_digests.pop().unwrap();
+    assert!(!pinned.ends_with(&image.manifest.to_string()), "the manifest's would pin one platform");
+    let arm = store.ensure(&pinned.parse().unwrap(), &"linux/arm64".parse().unwrap(), &Quiet).unwrap();
+    assert_eq!(arm.config.architecture().to_string(), "arm64");
+}
+
+#[test]
+fn images_made_here_are_pushed_as_well() {
+    let work = tempfile::tempdir().unwrap();
+    let Some(registry) = Registry::start(work.path(), "", "") else { return };
+    let store = store(&work.path().join("store"), no_credentials(work.path()));
+    let tar = Tar::default().dir("etc").file("etc/x", b"x").end();
+    let base = store.import(&tar[..], &ImportOptions::default()).unwrap();
+    let layer = Tar::default().file("etc/y", b"y").end();
+    let made = store.commit(Some(base.id), Some(Box::new(&layer[..])), &CommitOptions::default()).unwrap();
+    let target: Reference = format!("{}/made/image:v1", registry.address).parse().unwrap();
+    store.tag(made.id, &target).unwrap();
+    assert!(store.inspect(made.id).unwrap().repo_digests.is_empty(), "no registry knows it yet");
+    store.push(made.id, &target, &Quiet).unwrap();
+    assert_eq!(store.inspect(made.id).unwrap().repo_digests, [target.with_digest(made.manifest).to_string()]);
+    if have("skopeo") && have("umoci") && is_root() {
+        let copy = work.path().join("copy");
+        let to = format!("oci:{}:t", copy.display());
+        run("skopeo", &["copy", "--src-tls-verify=false", &format!("docker://{target}"), &to]);
+        let bundle = work.path().join("bundle");
+        run("umoci", &["unpack", "--image", &format!("{}:t", copy.display()), bundle.to_str().unwrap()]);
+        assert!(bundle.join("rootfs/etc/x").exists() && bundle.join("rootfs/etc/y").exists());
     }
 }

@@ -82,7 +82,7 @@ pub(crate) fn walk_to_manifest(
     for _ in 0..4 {
         let bytes = fetch(&descriptor)?;
         match parse_document(&bytes, place, limits)? {
-            Document::Manifest(manifest) => return Ok((bytes, manifest)),
+            Document::Manifest(manifest) => return Ok((bytes, *manifest)),
             Document::Index(index) => descriptor = choose(&index, platform, place)?.clone(),
         }
     }
