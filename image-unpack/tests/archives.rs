@@ -23,7 +23,9 @@ fn saved(dir: &Path) -> (Digest, Vec<u8>) {
     let store = Store::open(&dir.join("first")).unwrap();
     let image = store.ensure(&layout.source(), &Platform::host(), &Quiet).unwrap();
     let mut out = Vec::new();
-    store.save(&[(image.id, vec!["saved:1".parse().unwrap()])], &mut out).unwrap();
+    store
+        .save(&[(image.id, vec!["saved:1".parse().unwrap(), "saved:more".parse().unwrap()])], &mut out)
+        .unwrap();
     (image.id, out)
 }
 
@@ -41,7 +43,7 @@ fn compressed_archives_load() {
         fs::write(&path, pack(&archive, how).0).unwrap();
         let store = Store::open(&work.path().join(format!("store-{file}"))).unwrap();
         let loaded = store.load_archive(&path, &Platform::host(), &Quiet).unwrap();
-        assert_eq!(loaded.iter().map(|image| image.id).collect::<Vec<_>>(), [id]);
+        assert_eq!(loaded.iter().map(|image| image.id).collect::<Vec<_>>(), [id, id], "once for each name");
         assert_eq!(store.lookup(&name).unwrap().unwrap().id, id);
         nothing_left(&store);
         // The same as a source: without and with the store knowing it.
@@ -68,7 +70,7 @@ fn streams_load() {
         let sender = thread::spawn(move || bytes.chunks(777).try_for_each(|piece| writer.write_all(piece)));
         let loaded = store.load_stream(reader, &Platform::host(), &Quiet).unwrap();
         sender.join().unwrap().unwrap();
-        assert_eq!((loaded.len(), loaded[0].id), (1, id));
+        assert_eq!((loaded.len(), loaded[0].id), (2, id));
         assert_eq!(loaded[0].reference.as_ref().unwrap().to_string(), "docker.io/library/saved:1");
         nothing_left(&store);
     }
@@ -83,7 +85,7 @@ fn what_others_write_loads() {
     let (id, archive) = saved(work.path());
     let ours = work.path().join("ours.tar");
     fs::write(&ours, archive).unwrap();
-    let from = format!("oci-archive:{}", ours.display());
+    let from = format!("oci-archive:{}:1", ours.display());
     for kind in ["docker-archive", "oci-archive"] {
         let path = work.path().join(kind);
         run("skopeo", &["copy", &from, &format!("{kind}:{}:other:2", path.display())]);

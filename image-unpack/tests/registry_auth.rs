@@ -304,7 +304,7 @@ fn a_token_server() {
     push(&first, &image, &name("private/a")).unwrap();
     denied(pull(&store(&work.path().join("second"), anonymous.clone()), &name("private/a")));
     let wrong = anonymous.clone().with_credentials(&registry.address, password("ann", "wrong"));
-    denied(pull(&store(&work.path().join("second"), wrong.clone()), &name("private/a")));
+    denied(pull(&store(&work.path().join("second"), wrong), &name("private/a")));
     pull(&store(&work.path().join("second"), ann.clone()), &name("private/a")).unwrap();
 
     // An OAuth2 refresh token, as `docker login` keeps it; and a bearer token that the caller has already.

@@ -90,6 +90,10 @@ impl Layout {
             return match index.manifests.as_slice() {
                 [] => Err(Error::NotFound { what: format!("{} holds no image", self.place) }),
                 [one] => Ok(one.clone()),
+                // One image of several names.
+                [first, rest @ ..] if rest.iter().all(|other| other.digest == first.digest) => {
+                    Ok(first.clone())
+                }
                 many => {
                     let named: Vec<&str> = many.iter().filter_map(Descriptor::ref_name).collect();
                     if named.is_empty() {
