@@ -7,10 +7,10 @@ BIN := $(CARGO_TARGET_DIR)/release
 BULKHEAD := $(BIN)/bulkhead
 
 BUILD_PACKAGES := bc bison busybox-static ca-certificates cpio curl e2fsprogs flex gcc libc6-dev libelf-dev libssl-dev make patch xz-utils
-TEST_PACKAGES := $(BUILD_PACKAGES) debootstrap docker-registry erofs-utils expect procps skopeo strace umoci util-linux
-BENCH_PACKAGES := $(TEST_PACKAGES) containerd podman runc
+TEST_PACKAGES := $(BUILD_PACKAGES) apache2-utils debootstrap docker-registry erofs-utils expect openssl procps skopeo strace umoci util-linux
+BENCH_PACKAGES := $(TEST_PACKAGES) containerd podman python3 runc
 
-.PHONY: help setup setup-test setup-bench build kernel-uml kernel-kvm demo test bench bench-image lint fmt install clean
+.PHONY: help setup setup-test setup-bench build kernel-uml kernel-kvm demo test bench bench-image fuzz lint fmt install clean
 
 help: ## Show the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -45,6 +45,9 @@ bench: setup-bench build kernel-uml ## Time `run` beside runc, ctr and podman
 
 bench-image: setup-bench ## Time making an image ready beside podman, containerd and umoci
 	@python3 image-unpack/benches/bench-image.py
+
+fuzz: setup ## Run the fuzzers, FUZZ_SECONDS each (60), beginning with the kept corpus
+	@image-unpack/fuzz/run.sh
 
 lint: ## Check formatting and run clippy
 	@cargo fmt --all --check

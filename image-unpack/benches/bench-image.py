@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -20,11 +21,27 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
 CACHE = os.environ.get("BULKHEAD_BENCH_CACHE", os.path.join(TOP, "target", "bench-image"))
 RUNS = int(os.environ.get("BULKHEAD_BENCH_RUNS", "5"))
-PORT = 5177
 
 
 def sh(*command, **options):
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+    """Runs a command; what it said is shown if it fails."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    if done.returncode:
+        sys.stderr.write(done.stdout.decode(errors="replace")[-3000:])
+        sys.exit(f"failed ({done.returncode}): {' '.join(command)}")
+
+
+def mirror():
+    """The Debian mirror that this machine uses."""
+    listed = subprocess.run(["apt-get", "indextargets", "--format", "$(REPO_URI)"], capture_output=True, text=True).stdout
+    found = [line for line in sorted(set(listed.split())) if line.rstrip("/").endswith("/debian")]
+    return found[0] if found else "http://deb.debian.org/debian/"
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def make_image():
@@ -61,7 +78,7 @@ def make_image():
         return change
 
     def base():
-        sh("debootstrap", "--variant=minbase", "bookworm", os.path.join(CACHE, "base"))
+        sh("debootstrap", "--variant=minbase", "bookworm", os.path.join(CACHE, "base"), mirror())
         sh("cp", "-a", os.path.join(CACHE, "base") + "/.", root)
         sh("chroot", root, "apt-get", "clean")
         shutil.rmtree(os.path.join(CACHE, "base"))
@@ -161,18 +178,19 @@ def main():
         cached = row("bulkhead, cached", None, [ensure, store, f"oci:{image}"], None, "whole process")
         pulled = None
         if shutil.which("docker-registry") and shutil.which("skopeo"):
+            port = free_port()
             config = os.path.join(work, "registry.yml")
             with open(config, "w") as f:
                 f.write(
                     "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
-                    f"storage: {{filesystem: {{rootdirectory: {work}/registry}}}}\nhttp: {{addr: '127.0.0.1:{PORT}'}}\n"
+                    f"storage: {{filesystem: {{rootdirectory: {work}/registry}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n"
                 )
-            up = lambda: subprocess.run(["curl", "-sf", f"http://127.0.0.1:{PORT}/v2/"], capture_output=True).returncode == 0
+            up = lambda: subprocess.run(["curl", "-sf", f"http://127.0.0.1:{port}/v2/"], capture_output=True).returncode == 0
             serve(["docker-registry", "serve", config], up)
-            remote = f"127.0.0.1:{PORT}/bench/image:t"
+            remote = f"127.0.0.1:{port}/bench/image:t"
             sh("skopeo", "copy", "--dest-tls-verify=false", f"oci:{image}", f"docker://{remote}")
             pulled = row("bulkhead, pull", None, [ensure, store, remote], clean, "verified, fsynced")
-            urls = " ".join(f"http://127.0.0.1:{PORT}/v2/bench/image/blobs/sha256:{os.path.basename(l)}" for l in layers)
+            urls = " ".join(f"http://127.0.0.1:{port}/v2/bench/image/blobs/sha256:{os.path.basename(l)}" for l in layers)
             fetch = f"for u in {urls}; do curl -s $u | sha256sum & done; wait"
             row("curl | sha256sum", "curl", ["bash", "-c", fetch], None, "download and hash alone")
         else:

@@ -21,6 +21,7 @@
 //! history(Digest) -> Vec<HistoryEntry>                           GET /images/{}/history
 //! df() -> DiskUsage; usage() -> Usage                            GET /system/df
 //! tag(Digest, &Reference); untag(&Reference), remove(Digest, force), prune(dangling) -> Removed
+//! hold(Digest, holder), release(holder), holds()                 keeps an image for a container whatever becomes of its names
 //! push(Digest, &Reference, &dyn Progress) -> Digest              POST /images/{}/push
 //! save(&[(Digest, Vec<Reference>)], impl Write)                  GET /images/get
 //! load_stream(impl Read, &Platform, &dyn Progress) -> Vec<Image> POST /images/load; load_archive(&Path, ..) of a file
@@ -37,11 +38,11 @@
 //! # Modules
 //! Each uses only those to its right (`registry` is one kind of `source`, and they know each other):
 //! ```text
-//! store (ensure, layers, records, manage, inspect, df, import, archive, spool, push, quota)
+//! store (ensure, layers, records, manage, inspect, df, holds, import, archive, spool, push, quota)
 //!   |-> source, registry -> manifest -> reference -> digest -> error
 //!   |-> erofs -> tree
 //!   |-> merge -> tree -> layer::index
-//!   |-> change, time
+//!   |-> change, time, memory
 //!   \-> layer (pipe -> pass -> header, pax, path, sparse, xattr, data, index)
 //! ```
 
@@ -50,12 +51,14 @@ mod digest;
 mod disk;
 mod erofs;
 mod error;
-#[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
-mod fuzz;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a target that fails must panic")]
+pub mod fuzz;
 mod layer;
 mod limits;
 mod manifest;
+mod memory;
 mod merge;
 mod progress;
 mod reference;

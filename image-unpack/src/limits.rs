@@ -12,7 +12,8 @@ pub struct Limits {
     pub ratio: u64,
     /// Bytes of tar stream below which the ratio is not judged: small layers of zeros compress very well.
     pub ratio_floor: u64,
-    /// Entries of one layer, and inodes of one image.
+    /// Entries of one layer, and inodes of one image. While layers are merged each takes about 50 bytes beside its name: the
+    /// default keeps the whole below 64 MiB. Raise it, and [`Limits::name_bytes`], where memory is no concern.
     pub entries: u32,
     /// Bytes of all entry names of one image.
     pub name_bytes: usize,
@@ -24,8 +25,10 @@ pub struct Limits {
     pub extension: usize,
     /// Bytes of one entry's extended attributes.
     pub xattrs: usize,
-    /// Bytes of one manifest, index or configuration.
+    /// Bytes of one manifest or index: what registries take (OCI distribution spec, "Pushing Manifests").
     pub document: u64,
+    /// Bytes of one image configuration. JSON takes up to 50 times its length in memory once it is read.
+    pub config: u64,
     /// Members of an archive (docker-archive, oci-archive).
     pub archive_members: usize,
     /// Bytes of an archive that is compressed or comes through a pipe, unpacked.
@@ -46,6 +49,7 @@ impl Default for Limits {
             extension: 1 << 20,
             xattrs: 64 << 10,
             document: 4 << 20,
+            config: 1 << 20,
             archive_members: 4096,
             archive_bytes: 256 << 30,
         }

@@ -133,7 +133,18 @@ pub(crate) struct Descriptor {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     platform: Option<RawPlatform>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub annotations: Option<std::collections::BTreeMap<String, String>>,
+    annotations: Option<Annotations>,
+}
+
+/// The annotations that are read; a hostile index may have a hundred thousand others.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Annotations {
+    #[serde(default, rename = "org.opencontainers.image.ref.name", skip_serializing_if = "Option::is_none")]
+    ref_name: Option<String>,
+    #[serde(default, rename = "io.containerd.image.name", skip_serializing_if = "Option::is_none")]
+    image_name: Option<String>,
+    #[serde(default, rename = "vnd.docker.reference.type", skip_serializing_if = "Option::is_none")]
+    reference_type: Option<String>,
 }
 
 impl Descriptor {
@@ -143,12 +154,12 @@ impl Descriptor {
 
     /// The name that an image layout gives it.
     pub(crate) fn ref_name(&self) -> Option<&str> {
-        self.annotations.as_ref()?.get("org.opencontainers.image.ref.name").map(String::as_str)
+        self.annotations.as_ref()?.ref_name.as_deref()
     }
 
     /// The whole name that Docker and containerd give it in a layout.
     pub(crate) fn image_name(&self) -> Option<&str> {
-        self.annotations.as_ref()?.get("io.containerd.image.name").map(String::as_str)
+        self.annotations.as_ref()?.image_name.as_deref()
     }
 
     pub(crate) fn is_index(&self) -> bool {
@@ -160,7 +171,7 @@ impl Descriptor {
     }
 
     fn is_attestation(&self) -> bool {
-        self.annotations.as_ref().is_some_and(|a| a.contains_key("vnd.docker.reference.type"))
+        self.annotations.as_ref().is_some_and(|a| a.reference_type.is_some())
     }
 }
 
@@ -185,7 +196,7 @@ pub(crate) struct Manifest {
 /// A manifest document is one or the other, whatever its media type claims.
 pub(crate) enum Document {
     Index(Index),
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
 }
 
 /// Reads a manifest or an index. `place` names it in errors.
@@ -236,7 +247,7 @@ pub(crate) fn parse_document(bytes: &[u8], place: &str, limits: &Limits) -> Resu
             for layer in &manifest.layers {
                 Compression::of_media_type(&layer.media_type)?;
             }
-            Ok(Document::Manifest(manifest))
+            Ok(Document::Manifest(Box::new(manifest)))
         }
     }
 }
@@ -286,6 +297,7 @@ pub(crate) fn parse_config(
     place: &str,
     layers: usize,
     platform: &Platform,
+    limits: &Limits,
 ) -> Result<(ImageConfiguration, Vec<Digest>)> {
     #[derive(Deserialize)]
     struct RootFs {
@@ -305,6 +317,10 @@ pub(crate) fn parse_config(
         rootfs: RootFs,
     }
     let bad = |reason: String| Error::bad_image(format!("{place}: image configuration"), reason);
+    if bytes.len() as u64 > limits.config {
+        let place = format!("{place}: image configuration");
+        return Err(Error::Limit { place, what: "size", limit: limits.config });
+    }
     let probe: Probe = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
     if !matches!(probe.rootfs.kind.as_str(), "" | "layers") {
         return Err(bad(format!("rootfs type `{}`", short(&probe.rootfs.kind))));

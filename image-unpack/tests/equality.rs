@@ -2,14 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails fails its test")]
 
-mod common;
-
 use std::path::Path;
 
-use common::{
-    Layout, META, Meta, Mount, Pack, Seen, Tar, Tree, assert_same, flatten, fsck, have, is_root, run,
-    snapshot,
-};
+use bulkhead_tests::disk::{Mount, flatten, fsck};
+use bulkhead_tests::layout::Layout;
+use bulkhead_tests::samples::{changes, everything, many_layers, root, small_files};
+use bulkhead_tests::tarfile::{Pack, Tar};
+use bulkhead_tests::tools::{have, is_root, run};
+use bulkhead_tests::tree::{Seen, Tree, assert_same, snapshot};
 use image_unpack::{Platform, Quiet, Source, Store};
 
 /// Our tree of an image, if this machine can mount it. The disk is checked by `fsck.erofs` in any case.
@@ -42,83 +42,6 @@ fn check_equal(tars: &[Vec<u8>], pack: Pack) -> Option<Tree> {
         assert_same(&ours, &theirs, "umoci");
     }
     Some(ours)
-}
-
-fn root(tar: &mut Tar) {
-    tar.dir("./");
-}
-
-/// One of everything that a tar can hold.
-fn everything() -> Vec<u8> {
-    let mut tar = Tar::default();
-    root(&mut tar);
-    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    // user::rw-, user:1000:r--, group::r--, mask::r--, other::r--
-    let mut acl = 2_u32.to_le_bytes().to_vec();
-    for (tag, perm, id) in
-        [(1_u16, 6_u16, u32::MAX), (2, 4, 1000), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 4, u32::MAX)]
-    {
-        acl.extend(tag.to_le_bytes());
-        acl.extend(perm.to_le_bytes());
-        acl.extend(id.to_le_bytes());
-    }
-    tar.dir("etc").dir("usr").dir("usr/bin").dir("usr/lib").dir("var").dir("var/empty").dir("dev");
-    tar.file("etc/passwd", b"root:x:0:0::/root:/bin/sh\n");
-    tar.file("empty", b"");
-    tar.file("block", &[7; 4096]).file("block+1", &[8; 4097]).file("big", &vec![9; 3_000_001]);
-    tar.file_with("usr/bin/su", b"suid", &Meta { mode: 0o4755, ..META });
-    tar.file_with("usr/bin/wall", b"sgid", &Meta { mode: 0o2755, gid: 5, ..META });
-    tar.raw(b'5', "tmp/", "", &Meta { mode: 0o1777, ..META }, 0);
-    tar.file_with("owned", b"x", &Meta { uid: 1000, gid: 65_534, ..META });
-    tar.pax(&[("uid", b"3000000000"), ("gid", b"70000")]).file("pax-owner", b"big id");
-    tar.pax(&[("mtime", b"1350244992.023960108")]).file("pax-time", b"ns");
-    tar.pax(&[("mtime", b"-1.5")]).file("before-1970", b"old");
-    tar.pax(&[("SCHILY.xattr.security.capability", &capability)]).file("usr/bin/ping", b"cap");
-    tar.pax(&[("SCHILY.xattr.user.one", b"1"), ("SCHILY.xattr.user.two", &[0, 255, 10])])
-        .file("xattrs", b"x");
-    tar.pax(&[("SCHILY.xattr.trusted.md5", b"t")]).dir("xattr-dir");
-    tar.pax(&[("SCHILY.xattr.system.posix_acl_access", &acl)]).file("acl", b"acl");
-    tar.symlink("bin", "usr/bin").symlink("lib", "/usr/lib").symlink("dangling", "no/where");
-    tar.symlink("loop-a", "loop-b").symlink("loop-b", "loop-a").symlink("long-link", &"x/".repeat(1000));
-    tar.hardlink("etc/passwd-", "etc/passwd")
-        .hardlink("link2", "./etc/passwd")
-        .hardlink("dead-link", "dangling");
-    tar.device(b'3', "dev/null", 1, 3).device(b'4', "dev/sda", 8, 0).device(b'3', "dev/high", 511, 300_000);
-    tar.raw(b'6', "fifo", "", &META, 0);
-    tar.file(&"n".repeat(255), b"longest name").file("naïve-ünïcode-文件-🦀", b"utf-8");
-    let deep = "d/".repeat(120);
-    for depth in 1..=120 {
-        tar.dir(&deep[..depth * 2]);
-    }
-    tar.file(&format!("{deep}leaf"), b"deep");
-    tar.file("!before-dot", b"!").file("-also", b"-").file(".hidden", b".").file("...", b"...");
-    tar.dir("many");
-    for i in 0..700 {
-        tar.file(&format!("many/{i:04}-{}", "x".repeat(i % 97)), format!("{i}").as_bytes());
-    }
-    tar.dir("swap-to-file").file("swap-to-file/inside", b"gone").file("swap-to-dir", b"gone");
-    tar.dir("opaque").file("opaque/old", b"gone").dir("opaque/sub").file("opaque/sub/old", b"gone");
-    tar.dir("kept").file("kept/a", b"a").file("kept/b", b"b").file("removed", b"gone");
-    tar.dir("removed-dir").file("removed-dir/x", b"gone");
-    tar.file("replaced", b"first").hardlink("replaced-link", "replaced");
-    tar.file("twice", b"first").file("twice", b"second, longer");
-    tar.end()
-}
-
-fn changes() -> Vec<u8> {
-    let mut tar = Tar::default();
-    root(&mut tar);
-    tar.file("swap-to-file", b"file now");
-    tar.dir("swap-to-dir").file("swap-to-dir/inside", b"new");
-    tar.dir("opaque").file("opaque/.wh..wh..opq", b"").file("opaque/new", b"new");
-    tar.dir("kept").file("kept/.wh.a", b"").file("kept/c", b"c");
-    tar.file(".wh.removed", b"").file(".wh.removed-dir", b"").file(".wh.never-was", b"");
-    tar.file("replaced", b"second");
-    tar.hardlink("across", "etc/passwd");
-    tar.raw(b'5', "var", "", &Meta { mode: 0o700, uid: 7, ..META }, 0);
-    // Through symlinks of the layer below, relative and absolute.
-    tar.file("bin/through-relative", b"1").file("lib/through-absolute", b"2");
-    tar.end()
 }
 
 #[test]
@@ -158,34 +81,14 @@ fn the_same_in_every_packing() {
 
 #[test]
 fn more_than_a_hundred_layers() {
-    let tars: Vec<Vec<u8>> = (0..120)
-        .map(|i| {
-            let mut tar = Tar::default();
-            root(&mut tar);
-            tar.dir("l").file(&format!("l/{i}"), format!("layer {i}").as_bytes());
-            tar.file("counter", format!("{i}").as_bytes());
-            if i % 10 == 9 {
-                tar.file(&format!("l/.wh.{}", i - 5), b"");
-            }
-            tar.end()
-        })
-        .collect();
-    if let Some(tree) = check_equal(&tars, Pack::Gzip) {
+    if let Some(tree) = check_equal(&many_layers(), Pack::Gzip) {
         assert_eq!(tree.len(), 1 + 1 + 1 + 120 - 12);
     }
 }
 
 #[test]
 fn fifty_thousand_small_files() {
-    let mut tar = Tar::default();
-    root(&mut tar);
-    for d in 0..100 {
-        tar.dir(&format!("d{d}"));
-        for f in 0..500 {
-            tar.file(&format!("d{d}/file-{f}"), format!("{d}/{f}").as_bytes());
-        }
-    }
-    if let Some(tree) = check_equal(&[tar.end()], Pack::Gzip) {
+    if let Some(tree) = check_equal(&[small_files(100)], Pack::Gzip) {
         assert_eq!(tree.len(), 1 + 100 + 50_000);
     }
 }
@@ -259,10 +162,7 @@ fn sparse_files_of_gnu_tar() {
 /// `BULKHEAD_TEST_LAYOUT=DIR:TAG` compares a real image.
 #[test]
 fn a_given_image() {
-    let Ok(given) = std::env::var("BULKHEAD_TEST_LAYOUT") else {
-        eprintln!("skipped: BULKHEAD_TEST_LAYOUT names no image");
-        return;
-    };
+    let Ok(given) = std::env::var("BULKHEAD_TEST_LAYOUT") else { return };
     let work = tempfile::tempdir().unwrap();
     let Some(ours) = ours(&format!("oci:{given}").parse().unwrap(), work.path(), "given") else { return };
     let bundle = work.path().join("umoci");
@@ -276,7 +176,7 @@ fn corpus_of_the_fuzzers() {
     if std::env::var_os("BULKHEAD_WRITE_CORPUS").is_none() {
         return;
     }
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/layer");
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/layers");
     let write = |name: &str, tar: &mut Tar| std::fs::write(dir.join(name), tar.end()).unwrap();
     let mut tar = Tar::default();
     root(&mut tar);

@@ -2,12 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails fails its test")]
 
-mod common;
-
 use std::fs;
 use std::io::Write;
 
-use common::{Layout, Mount, Pack, Tar, flatten, fsck, have, noise, pack, run, snapshot};
+use bulkhead_tests::disk::{Mount, flatten, fsck};
+use bulkhead_tests::layout::Layout;
+use bulkhead_tests::tarfile::{Pack, Tar, noise, pack};
+use bulkhead_tests::tools::{have, run};
+use bulkhead_tests::tree::snapshot;
 use image_unpack::{Change, CommitOptions, Digest, Error, ImportOptions, Platform, Quiet, Reference, Store};
 use serde_json::json;
 

@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails fails its test")]
 
-mod common;
-
 use std::fs;
 
-use common::{Layout, Pack, Tar, have, noise, run};
+use bulkhead_tests::layout::Layout;
+use bulkhead_tests::tarfile::{Pack, Tar, noise};
+use bulkhead_tests::tools::{have, run};
 use image_unpack::{Digest, Error, Platform, Quiet, Reference, Store};
 
 #[test]
@@ -112,4 +112,42 @@ fn damage_is_found_and_mended() {
     let again = store.ensure(&layout.source(), &Platform::host(), &Quiet).unwrap();
     assert_eq!(again.disk, image.disk);
     assert!(path.exists(), "the blob came back too");
+}
+
+#[test]
+fn what_is_held_stays() {
+    let work = tempfile::tempdir().unwrap();
+    let store = Store::open(&work.path().join("store")).unwrap();
+    let layout = Layout::new(&work.path().join("oci"));
+    layout.image(&[Tar::default().file("f", &noise(5, 100_000)).end()], Pack::Gzip);
+    let image = store.ensure(&layout.source(), &Platform::host(), &Quiet).unwrap();
+    let name: Reference = "held".parse().unwrap();
+    store.tag(image.id, &name).unwrap();
+    assert!(store.holds().unwrap().is_empty());
+    store.release("nobody").unwrap();
+    store.hold(image.id, "container-1").unwrap();
+    store.hold(image.id, "container-2").unwrap();
+    assert_eq!(store.holds().unwrap().len(), 2);
+    assert!(
+        matches!(store.remove(image.id, false), Err(Error::InUse { by, .. }) if by == "container-1, container-2")
+    );
+    let whole = || {
+        let image = store.by_id(image.id).unwrap().unwrap();
+        assert!(image.disk.extents.iter().all(|e| e.path.exists()));
+    };
+    assert!(store.untag(&name).unwrap().deleted.is_empty());
+    whole();
+    store.tag(image.id, &name).unwrap();
+    let removed = store.remove(image.id, true).unwrap();
+    assert_eq!((removed.untagged.len(), removed.deleted.len()), (1, 0));
+    assert!(store.prune(true).unwrap().deleted.is_empty());
+    whole();
+    store.release("container-1").unwrap();
+    assert!(store.prune(true).unwrap().deleted.is_empty());
+    store.release("container-2").unwrap();
+    assert_eq!(store.prune(true).unwrap().deleted, [image.id]);
+    assert!(matches!(store.hold(image.id, "container-1"), Err(Error::NotFound { .. })));
+    for holder in ["", "../x", ".x", "a/b", &"x".repeat(129)] {
+        assert!(matches!(store.hold(image.id, holder), Err(Error::Invalid { .. })), "{holder}");
+    }
 }

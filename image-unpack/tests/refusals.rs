@@ -2,13 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails fails its test")]
 
-mod common;
-
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 
-use common::{Layout, META, Pack, Tar, have, is_root, noise, pack, run};
+use bulkhead_tests::layout::Layout;
+use bulkhead_tests::tarfile::{META, Pack, Tar, noise, pack};
+use bulkhead_tests::tools::{have, is_root, run};
 use image_unpack::{Digest, Error, Image, Limits, Platform, Quiet, Registries, Source, Store};
 
 fn ensure_with(source: &Source, work: &Path, limits: Limits) -> Result<Image, Error> {

@@ -2,20 +2,19 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails fails its test")]
 
-mod common;
-
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
 
-use common::{Layout, Pack, Registry, Tar, have, noise, run};
+use bulkhead_tests::layout::Layout;
+use bulkhead_tests::registry::Registry;
+use bulkhead_tests::tarfile::{Pack, Tar, noise};
+use bulkhead_tests::tools::{have, is_root, run};
 use image_unpack::{
-    Credentials, DockerConfig, Error, Event, Limits, Platform, Quiet, Reference, Registries, Source, Store,
+    CommitOptions, Digest, Error, Event, ImportOptions, Limits, Platform, Quiet, Reference, Registries,
+    Source, Store,
 };
+use serde_json::json;
 
 fn image(dir: &Path) -> Layout {
     let layout = Layout::new(&dir.join("oci"));
@@ -84,143 +83,6 @@ fn pulls_by_tag_and_digest() {
 }
 
 #[test]
-fn passwords() {
-    let work = tempfile::tempdir().unwrap();
-    if !have("skopeo") || !have("htpasswd") {
-        return;
-    }
-    let passwords = work.path().join("htpasswd");
-    fs::write(&passwords, run("htpasswd", &["-Bbn", "ann", "secret"])).unwrap();
-    let top = format!("auth: {{htpasswd: {{realm: r, path: {}}}}}\n", passwords.display());
-    let Some(registry) = Registry::start(work.path(), "", &top) else { return };
-    let layout = image(work.path());
-    let name = format!("{}/private/image:v1", registry.address);
-    skopeo(&layout, &name, &["--dest-creds", "ann:secret"]);
-    let store = store(&work.path().join("store"), no_credentials(work.path()));
-    let source: Source = name.parse().unwrap();
-    let pull = || store.ensure(&source, &Platform::host(), &Quiet);
-    assert!(matches!(pull(), Err(Error::AuthNeeded { .. })));
-    let config = DockerConfig::at(&work.path().join("config.json"));
-    let set = |password: &str| {
-        let credentials = Credentials::Password { user: "ann".into(), password: password.into() };
-        config.set(&registry.address, &credentials).unwrap();
-    };
-    set("wrong");
-    let error = pull().unwrap_err();
-    assert!(matches!(&error, Error::AuthNeeded { .. }) && error.hint().contains("login"), "{error:?}");
-    set("secret");
-    pull().unwrap();
-}
-
-#[test]
-fn tls_with_an_authority_of_its_own() {
-    let work = tempfile::tempdir().unwrap();
-    if !have("skopeo") || !have("openssl") {
-        return;
-    }
-    let at = |name: &str| work.path().join(name).to_str().unwrap().to_owned();
-    let (key, certificate) = (at("key.pem"), at("cert.pem"));
-    run(
-        "openssl",
-        &[
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=DNS:localhost,IP:127.0.0.1",
-            "-addext",
-            "basicConstraints=critical,CA:FALSE",
-            "-keyout",
-            &key,
-            "-out",
-            &certificate,
-        ],
-    );
-    let http = format!("  tls: {{certificate: {certificate}, key: {key}}}\n");
-    let Some(registry) = Registry::start(work.path(), &http, "") else { return };
-    let layout = image(work.path());
-    let name = format!("{}/tls/image:v1", registry.address);
-    skopeo(&layout, &name, &[]);
-    let source: Source = name.parse().unwrap();
-    let mut registries = no_credentials(work.path());
-    registries.tls.insert(registry.address.clone());
-    let result = store(&work.path().join("a"), registries.clone()).ensure(&source, &Platform::host(), &Quiet);
-    assert!(
-        matches!(result, Err(Error::Unreachable { .. })),
-        "an unknown authority is not trusted: {result:?}"
-    );
-    let dir = work.path().join("certs.d").join(&registry.address);
-    fs::create_dir_all(&dir).unwrap();
-    fs::copy(&certificate, dir.join("ca.crt")).unwrap();
-    store(&work.path().join("b"), registries).ensure(&source, &Platform::host(), &Quiet).unwrap();
-}
-
-/// Passes connections on, and cuts every one after `limit` bytes of answer.
-fn cutting_proxy(target: &str, limit: u64, cuts: &Arc<AtomicU32>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let (target, cuts) = (target.to_owned(), Arc::clone(cuts));
-    thread::spawn(move || {
-        for client in listener.incoming().flatten() {
-            let (target, cuts) = (target.clone(), Arc::clone(&cuts));
-            thread::spawn(move || {
-                let mut server = TcpStream::connect(target).unwrap();
-                let mut up = (client.try_clone().unwrap(), server.try_clone().unwrap());
-                thread::spawn(move || std::io::copy(&mut up.0, &mut up.1));
-                let mut client = client;
-                let (mut left, mut buffer) = (limit, [0; 4096]);
-                while let Ok(n @ 1..) = server.read(&mut buffer) {
-                    let n = usize::try_from(left).unwrap().min(n);
-                    if client.write_all(&buffer[..n]).is_err() {
-                        break;
-                    }
-                    left -= n as u64;
-                    if left == 0 {
-                        cuts.fetch_add(1, Ordering::Relaxed);
-                        break;
-                    }
-                }
-                let _ = client.shutdown(Shutdown::Both);
-                let _ = server.shutdown(Shutdown::Both);
-            });
-        }
-    });
-    address
-}
-
-#[test]
-fn broken_connections_are_taken_up_again() {
-    let work = tempfile::tempdir().unwrap();
-    if !have("skopeo") {
-        return;
-    }
-    let Some(registry) = Registry::start(work.path(), "", "") else { return };
-    let layout = image(work.path());
-    skopeo(&layout, &format!("{}/broken/image:v1", registry.address), &[]);
-    let cuts = Arc::new(AtomicU32::new(0));
-    let proxy = cutting_proxy(&registry.address, 1_000_000, &cuts);
-    let source: Source = format!("{proxy}/broken/image:v1").parse().unwrap();
-    let retries = AtomicU32::new(0);
-    let heard = |event: Event| {
-        if matches!(event, Event::Retry { .. }) {
-            retries.fetch_add(1, Ordering::Relaxed);
-        }
-    };
-    let store = store(&work.path().join("store"), no_credentials(work.path()));
-    store.ensure(&source, &Platform::host(), &heard).unwrap();
-    assert!(cuts.load(Ordering::Relaxed) >= 2, "the layer is larger than one connection may carry");
-    assert!(retries.load(Ordering::Relaxed) >= 2);
-}
-
-#[test]
 fn mirrors_come_first_and_may_fail() {
     let work = tempfile::tempdir().unwrap();
     if !have("skopeo") {
@@ -274,5 +136,113 @@ fn pushes_what_others_accept() {
     run("skopeo", &["copy", "--src-tls-verify=false", &format!("docker://{other}"), &to]);
     if have("umoci") {
         run("umoci", &["stat", "--image", &format!("{}:t", copy.display())]);
+    }
+}
+
+/// An index of two platforms, each with an image of its own, as a layout.
+fn two_platforms(dir: &Path) -> Layout {
+    let layout = Layout::new(dir);
+    let manifest = |architecture: &str, variant: Option<&str>| {
+        let tar = Tar::default().file("architecture", architecture.as_bytes()).end();
+        // Foreign and empty layers are layers like others.
+        let empty = Tar::default().end();
+        let layers: Vec<_> = [(&tar, "nondistributable.v1.tar"), (&empty, "v1.tar")]
+            .map(|(tar, kind)| {
+                let (digest, size) = layout.blob(tar);
+                json!({"mediaType": format!("application/vnd.oci.image.layer.{kind}"), "digest": digest, "size": size})
+            })
+            .into();
+        let diff_ids = [Digest::of(&tar), Digest::of(&empty)];
+        let mut platform = json!({"architecture": architecture, "os": "linux"});
+        if let Some(variant) = variant {
+            platform["variant"] = variant.into();
+        }
+        let mut config = platform.clone();
+        config["config"] = json!({});
+        config["rootfs"] = json!({"type": "layers", "diff_ids": diff_ids});
+        let (digest, size) = layout.blob(config.to_string().as_bytes());
+        let kind = "application/vnd.oci.image.config.v1+json";
+        let manifest = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {"mediaType": kind, "digest": digest, "size": size}, "layers": layers});
+        let (digest, size) = layout.blob(manifest.to_string().as_bytes());
+        json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": size,
+            "platform": platform})
+    };
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let index = json!({"schemaVersion": 2, "mediaType": kind,
+        "manifests": [manifest("arm64", Some("v8")), manifest("amd64", None), manifest("arm", Some("v6"))]});
+    let (digest, size) = layout.blob(index.to_string().as_bytes());
+    let top = json!({"schemaVersion": 2, "manifests": [{"mediaType": kind, "digest": digest, "size": size,
+        "annotations": {"org.opencontainers.image.ref.name": "t"}}]});
+    fs::write(layout.dir.join("index.json"), top.to_string()).unwrap();
+    layout
+}
+
+#[test]
+fn indexes_of_several_platforms() {
+    let work = tempfile::tempdir().unwrap();
+    if !have("skopeo") {
+        return;
+    }
+    let Some(registry) = Registry::start(work.path(), "", "") else { return };
+    let layout = two_platforms(&work.path().join("oci"));
+    let name = format!("{}/multi/image:v1", registry.address);
+    skopeo(&layout, &name, &["--all"]);
+    let store = store(&work.path().join("store"), no_credentials(work.path()));
+    let sources: [Source; 2] = [name.parse().unwrap(), layout.source()];
+    let asked = [
+        ("linux/amd64", Some("amd64")),
+        ("linux/arm64", Some("arm64")),
+        ("linux/arm64/v8", Some("arm64")),
+        // A newer CPU runs what was built for an older one, not the other way round.
+        ("linux/arm/v7", Some("arm")),
+        ("linux/arm/v5", None),
+        ("linux/s390x", None),
+        ("windows/amd64", None),
+    ];
+    for source in &sources {
+        for (platform, expected) in asked {
+            let result = store.ensure(source, &platform.parse().unwrap(), &Quiet);
+            match (result, expected) {
+                (Ok(image), Some(architecture)) => {
+                    assert_eq!(image.config.architecture().to_string(), architecture, "{platform}");
+                }
+                (Err(Error::WrongPlatform { have, .. }), None) => {
+                    assert_eq!(have, ["linux/arm64/v8", "linux/amd64", "linux/arm/v6"]);
+                }
+                (result, _) => panic!("{platform}: {result:?}"),
+            }
+        }
+    }
+    // The name's digest is the index's: that is what pins all platforms.
+    store.ensure(&sources[0], &Platform::host(), &Quiet).unwrap();
+    let image = store.find(&name).unwrap();
+    let pinned = store.inspect(image.id).unwrap().repo_digests.pop().unwrap();
+    assert!(!pinned.ends_with(&image.manifest.to_string()), "the manifest's would pin one platform");
+    let arm = store.ensure(&pinned.parse().unwrap(), &"linux/arm64".parse().unwrap(), &Quiet).unwrap();
+    assert_eq!(arm.config.architecture().to_string(), "arm64");
+}
+
+#[test]
+fn images_made_here_are_pushed_as_well() {
+    let work = tempfile::tempdir().unwrap();
+    let Some(registry) = Registry::start(work.path(), "", "") else { return };
+    let store = store(&work.path().join("store"), no_credentials(work.path()));
+    let tar = Tar::default().dir("etc").file("etc/x", b"x").end();
+    let base = store.import(&tar[..], &ImportOptions::default()).unwrap();
+    let layer = Tar::default().file("etc/y", b"y").end();
+    let made = store.commit(Some(base.id), Some(Box::new(&layer[..])), &CommitOptions::default()).unwrap();
+    let target: Reference = format!("{}/made/image:v1", registry.address).parse().unwrap();
+    store.tag(made.id, &target).unwrap();
+    assert!(store.inspect(made.id).unwrap().repo_digests.is_empty(), "no registry knows it yet");
+    store.push(made.id, &target, &Quiet).unwrap();
+    assert_eq!(store.inspect(made.id).unwrap().repo_digests, [target.with_digest(made.manifest).to_string()]);
+    if have("skopeo") && have("umoci") && is_root() {
+        let copy = work.path().join("copy");
+        let to = format!("oci:{}:t", copy.display());
+        run("skopeo", &["copy", "--src-tls-verify=false", &format!("docker://{target}"), &to]);
+        let bundle = work.path().join("bundle");
+        run("umoci", &["unpack", "--image", &format!("{}:t", copy.display()), bundle.to_str().unwrap()]);
+        assert!(bundle.join("rootfs/etc/x").exists() && bundle.join("rootfs/etc/y").exists());
     }
 }

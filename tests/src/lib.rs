@@ -3,7 +3,15 @@
 //! `make test` sets `BULKHEAD` (the command line's binary), `BULKHEAD_KERNEL_UML` and `BULKHEAD_KERNEL_KVM`. Without them, every test says
 //! `skipped:` and why.
 
+pub mod disk;
+pub mod http;
 pub mod image;
+pub mod layout;
+pub mod registry;
+pub mod samples;
+pub mod tarfile;
+pub mod tools;
+pub mod tree;
 
 use std::env;
 use std::fs;

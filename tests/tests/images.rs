@@ -1,20 +1,12 @@
 //! The same image from every kind of source, and as an ordinary user.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
+use bulkhead_tests::registry::Registry;
+use bulkhead_tests::tools::have;
 use bulkhead_tests::{Bulkhead, Ran, busybox};
-
-fn have(program: &str) -> bool {
-    let found = Command::new("which").arg(program).stdout(Stdio::null()).status().is_ok_and(|s| s.success());
-    if !found {
-        eprintln!("skipped: {program} is not installed");
-    }
-    found
-}
 
 fn skopeo_copy(to: &str) {
     let from = format!("{}:latest", busybox());
@@ -39,58 +31,19 @@ fn archives_run_like_the_layout_they_were_made_from() {
     bulkhead.assert_nothing_left();
 }
 
-/// Debian's docker-registry on a free port of the loopback interface.
-struct Registry {
-    child: Child,
-    port: u16,
-    _directory: tempfile::TempDir,
-}
-
-impl Registry {
-    fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let config = directory.path().join("config.yml");
-        let text = format!(
-            "version: 0.1\nlog: {{ level: error }}\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\nhttp: {{ addr: '127.0.0.1:{port}' }}\n",
-            directory.path().join("data").display()
-        );
-        fs::write(&config, text).unwrap();
-        let child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < deadline, "docker-registry does not answer");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Self { child, port, _directory: directory }
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn an_image_is_pulled_from_a_registry_once() {
     let Some(bulkhead) = Bulkhead::new() else { return };
-    if !have("skopeo") || !have("docker-registry") {
+    let directory = tempfile::tempdir().unwrap();
+    if !have("skopeo") {
         return;
     }
-    let registry = Registry::start();
-    let name = format!("127.0.0.1:{}/some/busybox:v1", registry.port);
+    let Some(registry) = Registry::start(directory.path(), "", "") else { return };
+    let name = format!("{}/some/busybox:v1", registry.address);
     skopeo_copy(&format!("docker://{name}"));
     let ran = bulkhead.run(&[&name, "echo", "pulled"]);
     assert_eq!((ran.code, ran.stdout.as_str()), (0, "pulled\n"), "{ran:?}");
-    let missing = bulkhead.run(&[&format!("127.0.0.1:{}/some/busybox:v2", registry.port), "true"]);
+    let missing = bulkhead.run(&[&format!("{}/some/busybox:v2", registry.address), "true"]);
     bulkhead_tests::assert_error(&bulkhead, &missing, 125, "v2", "v2");
     // From now on it is in the store.
     drop(registry);

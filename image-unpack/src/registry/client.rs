@@ -117,6 +117,7 @@ impl Client {
     /// Sends a request until it is answered, authenticating as asked. Statuses other than 401, 429 and 5xx are the
     /// caller's to judge.
     pub(super) fn ask(&self, ask: &Ask<'_, '_>, progress: &dyn Progress) -> Result<Response<Body>> {
+        let is_stream = matches!(ask.body, Send::Stream(..));
         let mut authenticated = false;
         let mut attempt = 0;
         loop {
@@ -140,7 +141,8 @@ impl Client {
                         || response.status().is_server_error() =>
                 {
                     let wait = header(&response, "retry-after").and_then(|text| text.parse().ok());
-                    if attempt + 1 >= ATTEMPTS {
+                    // A stream that broke must be taken up elsewhere than at its beginning: the sender knows.
+                    if attempt + 1 >= ATTEMPTS || (is_stream && response.status().is_server_error()) {
                         return Err(self.refused(&ask.method, ask.url, response));
                     }
                     wait.map_or_else(|| backoff(attempt), |s: u64| Duration::from_secs(s.min(20)))
@@ -148,7 +150,9 @@ impl Client {
                 Ok(response) => return Ok(response),
                 // A name that does not resolve or a port that refuses will not change in a second, and the local
                 // disk is not the registry's fault.
-                Err(error @ Error::Unreachable { .. }) if attempt + 1 < ATTEMPTS && transient(&error) => {
+                Err(error @ Error::Unreachable { .. })
+                    if attempt + 1 < ATTEMPTS && !is_stream && transient(&error) =>
+                {
                     progress.event(Event::Retry { reason: error.to_string(), attempt: attempt + 1 });
                     backoff(attempt)
                 }
@@ -266,7 +270,7 @@ impl Client {
     }
 }
 
-fn transient(error: &Error) -> bool {
+pub(super) fn transient(error: &Error) -> bool {
     !matches!(error, Error::Unreachable { reason, .. }
         if reason.contains("refused") || reason.contains("not found") || reason.contains("certificate")
             || reason.contains("unsupported") || reason.contains("tls"))

@@ -215,7 +215,10 @@ impl DockerConfig {
         let mut removed = false;
         if let Some(helper) = Self::helper(&config, &keys) {
             for key in &keys {
-                removed |= call_helper(&helper, "erase", key.as_bytes())?.is_some();
+                // Helpers differ in what they say of what they do not have.
+                if call_helper(&helper, "get", key.as_bytes())?.is_some() {
+                    removed |= call_helper(&helper, "erase", key.as_bytes())?.is_some();
+                }
             }
         }
         if let Some(auths) = config.get_mut("auths").and_then(Value::as_object_mut) {

@@ -161,7 +161,7 @@ impl Origin for Remote<'_> {
             // Whatever it is called, it is a blob.
             config.media_type.clear();
             let config = self.document(client, &config, limits)?;
-            let resolved = complete(bytes, manifest, config, platform, &place)?;
+            let resolved = complete(bytes, manifest, config, platform, &place, limits)?;
             Ok(Resolved { named: Some(first_digest), ..resolved })
         })
     }

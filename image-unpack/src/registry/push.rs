@@ -3,14 +3,15 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::thread::sleep;
 
 use ureq::http::{Method, StatusCode};
 
 use super::Registries;
-use super::client::{Ask, Client, Send, header};
+use super::client::{ATTEMPTS, Ask, Client, Send, backoff, header, transient};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::progress::Progress;
+use crate::progress::{Event, Progress};
 use crate::reference::Reference;
 
 /// Bytes of one chunk of an upload: what a broken connection costs at most.
@@ -44,7 +45,8 @@ impl<'a> Target<'a> {
             return Err(self.client.refused(&shown, url, response));
         }
         let location = header(&response, "location").map(str::to_owned);
-        Ok(Reply { status, location })
+        let range = header(&response, "range").map(str::to_owned);
+        Ok(Reply { status, location, range })
     }
 
     fn unexpected(&self, status: StatusCode, what: &str) -> Error {
@@ -66,52 +68,115 @@ impl<'a> Target<'a> {
         heard: &dyn Fn(u64),
     ) -> Result<Outcome> {
         let repository = self.reference.repository();
-        let url = format!("/v2/{repository}/blobs/{digest}");
-        if self.ask(Method::HEAD, &url, &[], Send::Nothing)?.status == StatusCode::OK {
+        if self.has(digest)? {
             return Ok(Outcome::Present);
         }
         let mut url = format!("/v2/{repository}/blobs/uploads/");
         if let Some(from) = from.filter(|from| *from != repository) {
             url = format!("{url}?mount={digest}&from={from}");
         }
-        let reply = self.ask(Method::POST, &url, &[], Send::Nothing)?;
-        let mut location = match (reply.status, reply.location) {
-            (StatusCode::CREATED, _) => return Ok(Outcome::Mounted),
-            (StatusCode::ACCEPTED, Some(location)) => location,
-            (status, _) => return Err(self.unexpected(status, "POST of an upload")),
+        let begun = match self.ask(Method::POST, &url, &[], Send::Nothing) {
+            // Who may push here need not be allowed to read there.
+            Err(Error::AuthNeeded { .. }) if from.is_some() => None,
+            reply => Some(reply?),
         };
-        let failed = |e| Error::io("read", "a stored blob", e);
-        let size = file.metadata().map_err(failed)?.len();
-        let mut at = 0;
+        let location = match begun {
+            Some(Reply { status: StatusCode::CREATED, .. }) => return Ok(Outcome::Mounted),
+            Some(Reply { status: StatusCode::ACCEPTED, location: Some(location), .. }) => location,
+            Some(reply) => return Err(self.unexpected(reply.status, "POST of an upload")),
+            None => self.begin()?,
+        };
+        self.upload(digest, file, location, heard)?;
+        Ok(Outcome::Sent)
+    }
+
+    /// Begins an upload; where it goes.
+    fn begin(&self) -> Result<String> {
+        let url = format!("/v2/{}/blobs/uploads/", self.reference.repository());
+        match self.ask(Method::POST, &url, &[], Send::Nothing)? {
+            Reply { status: StatusCode::ACCEPTED, location: Some(location), .. } => Ok(location),
+            reply => Err(self.unexpected(reply.status, "POST of an upload")),
+        }
+    }
+
+    /// Sends a blob in chunks. A chunk that breaks is taken up where the registry says it has come to, or from the
+    /// beginning if it does not say.
+    fn upload(&self, digest: Digest, file: &File, location: String, heard: &dyn Fn(u64)) -> Result<()> {
+        let size = file.metadata().map_err(|e| Error::io("read", "a stored blob", e))?.len();
+        let (mut at, mut location, mut failures) = (0, location, 0);
         while at < size {
             let length = CHUNK.min(size - at);
-            let start = at;
-            let open = || -> Result<Box<dyn Read + '_>> {
-                // Made anew for every attempt, at the same place.
-                let mut part = file.try_clone().map_err(failed)?;
-                part.seek(SeekFrom::Start(start)).map_err(failed)?;
-                Ok(Box::new(Told { inner: part.take(length), at: start, heard }))
-            };
-            let headers = [
-                ("Content-Type", "application/octet-stream".to_owned()),
-                ("Content-Range", format!("{at}-{}", at + length - 1)),
-            ];
-            let reply = self.ask(Method::PATCH, &location, &headers, Send::Stream(&open, length))?;
-            location = match (reply.status, reply.location) {
-                (StatusCode::ACCEPTED | StatusCode::NO_CONTENT | StatusCode::CREATED, Some(location)) => {
-                    location
+            match self.chunk(file, &location, at, length, heard) {
+                Ok(next) => {
+                    location = next;
+                    at += length;
+                    failures = 0;
                 }
-                (status, _) => return Err(self.unexpected(status, "PATCH of an upload")),
-            };
-            at += length;
+                Err(error) if failures + 1 < ATTEMPTS && is_broken(&error) => {
+                    failures += 1;
+                    let reason = error.to_string();
+                    self.progress.event(Event::Retry { reason, attempt: failures });
+                    sleep(backoff(failures - 1));
+                    (location, at) = match self.progress_of(&location) {
+                        Some(known) if known.1 <= size => known,
+                        _ => (self.begin()?, 0),
+                    };
+                }
+                Err(error) => return Err(error),
+            }
         }
         let joint = if location.contains('?') { '&' } else { '?' };
-        let reply =
-            self.ask(Method::PUT, &format!("{location}{joint}digest={digest}"), &[], Send::Nothing)?;
-        match reply.status {
-            StatusCode::CREATED | StatusCode::NO_CONTENT => Ok(Outcome::Sent),
-            status => Err(self.unexpected(status, "PUT of an upload")),
+        let url = format!("{location}{joint}digest={digest}");
+        match self.ask(Method::PUT, &url, &[], Send::Nothing) {
+            Ok(Reply { status: StatusCode::CREATED | StatusCode::NO_CONTENT, .. }) => Ok(()),
+            // The answer to a first attempt may have been lost.
+            Ok(_) | Err(Error::Unreachable { .. } | Error::Registry { .. }) if self.has(digest)? => Ok(()),
+            Ok(reply) => Err(self.unexpected(reply.status, "PUT of an upload")),
+            Err(error) => Err(error),
         }
+    }
+
+    fn has(&self, digest: Digest) -> Result<bool> {
+        let url = format!("/v2/{}/blobs/{digest}", self.reference.repository());
+        Ok(self.ask(Method::HEAD, &url, &[], Send::Nothing)?.status == StatusCode::OK)
+    }
+
+    /// Sends one chunk; where the next one goes.
+    fn chunk(
+        &self,
+        file: &File,
+        location: &str,
+        at: u64,
+        length: u64,
+        heard: &dyn Fn(u64),
+    ) -> Result<String> {
+        let failed = |e| Error::io("read", "a stored blob", e);
+        let open = || -> Result<Box<dyn Read + '_>> {
+            // Made anew for every attempt, at the same place.
+            let mut part = file.try_clone().map_err(failed)?;
+            part.seek(SeekFrom::Start(at)).map_err(failed)?;
+            Ok(Box::new(Told { inner: part.take(length), at, heard }))
+        };
+        let headers = [
+            ("Content-Type", "application/octet-stream".to_owned()),
+            ("Content-Range", format!("{at}-{}", at + length - 1)),
+        ];
+        let reply = self.ask(Method::PATCH, location, &headers, Send::Stream(&open, length))?;
+        match (reply.status, reply.location) {
+            (StatusCode::ACCEPTED | StatusCode::NO_CONTENT | StatusCode::CREATED, Some(location)) => {
+                Ok(location)
+            }
+            (status, _) => Err(self.unexpected(status, "PATCH of an upload")),
+        }
+    }
+
+    /// How far the registry says an upload is, and where it goes on.
+    fn progress_of(&self, location: &str) -> Option<(String, u64)> {
+        let reply = self.ask(Method::GET, location, &[], Send::Nothing).ok()?;
+        let last = reply.range?.split_once('-')?.1.parse::<u64>().ok()?;
+        // "0-0" is nothing as well as one byte: from the beginning, then, at a new place.
+        (reply.status == StatusCode::NO_CONTENT && last > 0).then_some(())?;
+        Some((reply.location?, last.checked_add(1)?))
     }
 
     /// Publishes the manifest under the reference's tag.
@@ -159,4 +224,14 @@ impl<R: Read> Read for Told<'_, R> {
 struct Reply {
     status: StatusCode,
     location: Option<String>,
+    range: Option<String>,
+}
+
+/// Whether an upload may go better next time.
+fn is_broken(error: &Error) -> bool {
+    match error {
+        Error::Unreachable { .. } => transient(error),
+        Error::Registry { status, .. } => matches!(status, 404 | 408 | 416 | 500..),
+        _ => false,
+    }
 }

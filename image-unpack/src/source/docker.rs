@@ -128,7 +128,7 @@ impl Origin for DockerArchive {
             let limit = limits.layers as u64;
             return Err(Error::Limit { place: self.place.clone(), what: "number of layers", limit });
         }
-        let (config, diff_ids) = parse_config(&config_bytes, &self.place, members.len(), platform)?;
+        let (config, diff_ids) = parse_config(&config_bytes, &self.place, members.len(), platform, limits)?;
         let layers = members
             .iter()
             .zip(diff_ids)

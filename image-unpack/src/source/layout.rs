@@ -90,6 +90,10 @@ impl Layout {
             return match index.manifests.as_slice() {
                 [] => Err(Error::NotFound { what: format!("{} holds no image", self.place) }),
                 [one] => Ok(one.clone()),
+                // One image of several names.
+                [first, rest @ ..] if rest.iter().all(|other| other.digest == first.digest) => {
+                    Ok(first.clone())
+                }
                 many => {
                     let named: Vec<&str> = many.iter().filter_map(Descriptor::ref_name).collect();
                     if named.is_empty() {
@@ -170,7 +174,7 @@ impl Origin for Layout {
         };
         let (bytes, manifest) = walk_to_manifest(start, platform, &self.place, limits, &fetch)?;
         let config = self.blob(&manifest.config, "configuration", limits)?;
-        complete(bytes, manifest, config, platform, &self.place)
+        complete(bytes, manifest, config, platform, &self.place, limits)
     }
 
     fn layer<'a>(&'a self, image: &Resolved, number: usize) -> Result<Box<dyn Read + Send + 'a>> {

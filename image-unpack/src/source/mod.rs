@@ -82,7 +82,7 @@ pub(crate) fn walk_to_manifest(
     for _ in 0..4 {
         let bytes = fetch(&descriptor)?;
         match parse_document(&bytes, place, limits)? {
-            Document::Manifest(manifest) => return Ok((bytes, manifest)),
+            Document::Manifest(manifest) => return Ok((bytes, *manifest)),
             Document::Index(index) => descriptor = choose(&index, platform, place)?.clone(),
         }
     }
@@ -96,8 +96,9 @@ pub(crate) fn complete(
     config_bytes: Vec<u8>,
     platform: &Platform,
     place: &str,
+    limits: &Limits,
 ) -> Result<Resolved> {
-    let (config, diff_ids) = parse_config(&config_bytes, place, manifest.layers.len(), platform)?;
+    let (config, diff_ids) = parse_config(&config_bytes, place, manifest.layers.len(), platform, limits)?;
     let layers = manifest
         .layers
         .into_iter()

@@ -92,7 +92,8 @@ impl Store {
         tar.finish().and_then(|()| tar.into_inner()?.flush()).map_err(failed)
     }
 
-    /// Makes all images of an archive ready, with the names it gives them. It may be compressed (gzip, zstd).
+    /// Makes all images of an archive ready, with the names it gives them. It may be compressed (gzip, zstd). Returns each
+    /// image once for each of its names.
     ///
     /// # Errors
     /// Any [`Error`]; images before the one that failed are kept.
@@ -137,12 +138,15 @@ impl Store {
     ) -> Result<Vec<Image>> {
         let mut images = Vec::new();
         for (source, names) in images_of_archive(path, spool, &self.limits)? {
-            let mut image = self.ensure_locked(&source, spool, platform, progress)?;
+            let image = self.ensure_locked(&source, spool, platform, progress)?;
+            if names.is_empty() {
+                images.push(image);
+                continue;
+            }
             for name in names {
                 self.name(&name, &image, None)?;
-                image.reference = Some(name);
+                images.push(Image { reference: Some(name), ..image.clone() });
             }
-            images.push(image);
         }
         Ok(images)
     }

@@ -12,6 +12,7 @@ use crate::digest::{Digest, Hasher};
 use crate::erofs::{self, writer};
 use crate::error::{Error, Result};
 use crate::manifest::{Descriptor, Manifest, OCI_CONFIG, OCI_MANIFEST, Platform};
+use crate::memory::give_back;
 use crate::merge::{LayerIndex, merge};
 use crate::progress::{Event, Progress};
 use crate::reference::{Reference, Source};
@@ -60,6 +61,7 @@ impl Store {
             None => {
                 let budget = self.budget();
                 self.make_layers(&*origin, &resolved, &budget, progress)?;
+                give_back();
                 self.make_image(&resolved, &budget)?
             }
         };

@@ -147,8 +147,9 @@ impl Store {
         let document: Value = serde_json::from_slice(&config_bytes)
             .map_err(|e| Error::bad_image(place.clone(), e.to_string()))?;
         let platform = platform_of(&document);
-        let (config, _) = parse_config(&config_bytes, &place, base.diff_ids.len(), &platform)
-            .map_err(|e| Error::invalid("image configuration", "the changes given", e.to_string()))?;
+        let (config, _) =
+            parse_config(&config_bytes, &place, base.diff_ids.len(), &platform, &self.limits)
+                .map_err(|e| Error::invalid("image configuration", "the changes given", e.to_string()))?;
         let layers =
             base.diff_ids.iter().map(|&diff_id| LayerBlob { diff_id, digest: None, size: None }).collect();
         let resolved = Resolved { id, config, config_bytes, manifest: None, layers, named: None, place };

@@ -147,7 +147,7 @@ impl Store {
         self.name(name, &image, None).map(drop)
     }
 
-    /// Takes a name from its image, and the image away with its last name.
+    /// Takes a name from its image, and the image away with its last name, unless somebody holds it.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Io`].
@@ -160,7 +160,7 @@ impl Store {
             let record = record.ok_or_else(|| Error::NotFound { what: name.to_string() })?;
             remove(&path)?;
             let others = self.records::<RefRecord>("refs")?;
-            if !others.iter().any(|(_, other)| other.id == record.id) {
+            if !others.iter().any(|(_, other)| other.id == record.id) && !self.held()?.contains(&record.id) {
                 remove(&self.image_path(record.id))?;
                 deleted.push(record.id);
             }
@@ -171,7 +171,8 @@ impl Store {
         Ok(removed)
     }
 
-    /// Removes an image with all its names; without `force` only if it has at most one.
+    /// Removes an image with all its names; without `force` only if it has at most one and nobody holds it. One that is
+    /// held loses its names only.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::InUse`], [`Error::Io`].
@@ -188,9 +189,17 @@ impl Store {
                 let by = names.iter().map(|(_, record)| record.name.clone()).collect::<Vec<_>>().join(", ");
                 return Err(Error::InUse { what: id.to_string(), by });
             }
+            let holders: Vec<String> =
+                self.holds()?.into_iter().filter(|(_, held)| *held == id).map(|(holder, _)| holder).collect();
+            if !holders.is_empty() && !force {
+                return Err(Error::InUse { what: id.to_string(), by: holders.join(", ") });
+            }
             for (path, record) in names {
                 remove(&path)?;
                 untagged.push(record.name);
+            }
+            if !holders.is_empty() {
+                return Ok(Removed { untagged, ..Removed::default() });
             }
             remove(&self.image_path(id))?;
         }
@@ -201,7 +210,7 @@ impl Store {
     }
 
     /// Removes what no image needs: layers and blobs of broken pulls and removed images. With `dangling`, images
-    /// without a name go too. (Images of local archives have no name until they are given one.)
+    /// without a name go too, unless somebody holds them. (Images of local archives have no name until they are given one.)
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -213,8 +222,9 @@ impl Store {
         let lock = self.open_lock("lock")?;
         lock.lock().map_err(|e| Error::io("lock", self.path("lock"), e))?;
         let mut removed = Removed::default();
-        let named: BTreeSet<Digest> =
+        let mut named: BTreeSet<Digest> =
             self.records::<RefRecord>("refs")?.into_iter().map(|(_, record)| record.id).collect();
+        named.extend(self.held()?);
         if dangling {
             for (path, record) in self.records::<ImageRecord>("images")? {
                 if !named.contains(&record.id) {
@@ -337,7 +347,7 @@ impl Store {
     }
 }
 
-fn remove(path: &Path) -> Result<()> {
+pub(super) fn remove(path: &Path) -> Result<()> {
     let result = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     match result {
         // Someone else was faster.

@@ -10,12 +10,14 @@
 //! disks/<chain>.erofs     metadata of one stack of layers
 //! images/<id>.json        what an image consists of; written last, so that all it names is there
 //! refs/<hash>.json        a name, and the image it means
+//! holds/<holder>.json     an image that is kept for a container, whatever becomes of its names
 //! ```
 //! Everything is written in `tmp`, fsynced, and renamed into place.
 
 mod archive;
 mod df;
 mod ensure;
+mod holds;
 mod import;
 mod inspect;
 mod layers;

@@ -175,7 +175,7 @@ impl Store {
         let Some(image) = self.lookup_locked(reference)? else { return Ok(None) };
         let config = self.get_blob(image.id)?;
         // The name may stand for another platform's image.
-        let fits = parse_config(&config, "", image.config.rootfs().diff_ids().len(), platform);
+        let fits = parse_config(&config, "", image.config.rootfs().diff_ids().len(), platform, &self.limits);
         Ok(fits.is_ok().then_some(image))
     }
 }
