@@ -106,6 +106,7 @@ impl Machine {
             cmdline: String::new(),
             kvm,
             disks,
+            nets: Vec::new(),
             vsock: Some(vsock),
         };
 

@@ -13,6 +13,7 @@ use crate::control::{ControlSocket, Event, ExitReason, ExitReport, Request};
 use crate::machine::Parts;
 use crate::virtio::VirtioDevice;
 use crate::virtio::block::{Block, BlockError};
+use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
 use crate::{kvm, uml};
@@ -94,6 +95,11 @@ pub fn assemble(
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for (index, disk) in config.disks.iter().enumerate() {
         devices.push(Box::new(Block::from_config(index, disk, &files)?));
+    }
+    for (index, net) in config.nets.iter().enumerate() {
+        let cable = OwnedFd::from(take(&files, net.backend.descriptor())?);
+        let net = Net::new(index, net, cable);
+        devices.push(Box::new(net.map_err(|error| AssembleError::Device { device: "net", error })?));
     }
     if let Some(config) = &config.vsock {
         devices.push(Box::new(vsock(config, &files)?));

@@ -141,6 +141,27 @@ fn the_entropy_device_gives_entropy() {
 }
 
 #[test]
+fn a_frame_reaches_a_guests_buffer() {
+    let Some(kvm) = device() else { return };
+    let mut code = Code::new();
+    let mut driver = Driver::new(0);
+    code.expect32(driver.base + 8, 1, "device id");
+    // The address: 02:00:00:00:00:07.
+    code.expect32(driver.base + 0x100, 2, "address").expect16(driver.base + 0x104, 0x0700, "address");
+    code.expect16(driver.base + 0x106, 1, "link");
+    driver.start(&mut code);
+    driver.request(&mut code, &[(DATA, 2048, true)]);
+    // Twelve bytes of header, in it one buffer, and then the frame.
+    code.expect32(driver.used() + 8, 12 + 60, "used length").expect16(DATA + 10, 1, "buffers");
+    code.expect32(DATA + 12 + 56, u32::from_le_bytes(*b"last"), "the frame's end").say("ok").reset();
+    let (machine, peer) = Machine::new(kvm, &code.image()).net([2, 0, 0, 0, 0, 7]);
+    let mut frame = [0xff; 60];
+    frame[56..].copy_from_slice(b"last");
+    nix::unistd::write(&peer, &frame).unwrap();
+    assert_ok(&machine.run());
+}
+
+#[test]
 fn only_whole_notifications_of_queues_that_exist_count() {
     let Some(kvm) = device() else { return };
     let mut code = Code::new();

@@ -30,7 +30,8 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::virtio::{DeviceError, Interrupt, Io, VirtioDevice};
+use crate::virtio::command::{Command, CommandError, Counter};
+use crate::virtio::{DeviceError, Interrupt, Io, NoDriver, VirtioDevice};
 
 /// Bytes of address space of one device.
 pub const REGION_BYTES: u64 = 0x1000;
@@ -186,6 +187,27 @@ impl MmioDevice {
     /// [`Self::host_fd`] is readable: serves it, if the driver is ready.
     pub fn host_event(&self) {
         self.event(|device, io| device.host_event(io));
+    }
+
+    /// The supervisor asks for a change of the device.
+    ///
+    /// # Errors
+    /// The device refuses it.
+    pub fn command(&self, command: &Command) -> Result<(), CommandError> {
+        let mut state = self.lock();
+        if state.is_active() {
+            return state.device.command(command, &*self.line);
+        }
+        let outcome = state.device.command(command, &NoDriver);
+        // A driver that is just reading the configuration must notice that it is another now.
+        self.line.generation.fetch_add(1, Ordering::SeqCst);
+        outcome
+    }
+
+    /// What the device has counted.
+    #[must_use]
+    pub fn counters(&self) -> Vec<Counter> {
+        self.lock().device.counters()
     }
 
     fn event(&self, serve: impl FnOnce(&mut dyn VirtioDevice, &mut Io<'_>) -> Result<(), DeviceError>) {

@@ -8,6 +8,7 @@ pub mod block;
 pub mod chain;
 pub mod command;
 pub mod limiter;
+pub mod net;
 pub mod rng;
 pub mod serve;
 pub(crate) mod sys;
@@ -29,6 +30,16 @@ pub trait Interrupt: Send + Sync {
     fn queue_used(&self, index: usize);
     /// The configuration space changed. Must not block.
     fn config_changed(&self);
+}
+
+/// For a device that has no driver: what it does is told to nobody.
+#[derive(Debug, Clone, Copy)]
+pub struct NoDriver;
+
+impl Interrupt for NoDriver {
+    fn queue_used(&self, _index: usize) {}
+
+    fn config_changed(&self) {}
 }
 
 /// What a transport lends to a device for one event.
@@ -78,6 +89,11 @@ pub trait VirtioDevice: Send {
 
     /// Reads configuration space. Bytes beyond its end read as zero.
     fn read_config(&self, offset: usize, data: &mut [u8]);
+
+    /// Whether the configuration space ever changes, and so the transport needs a way to tell of it.
+    fn changes_config(&self) -> bool {
+        false
+    }
 
     /// The driver notified queue `index`: serve what it holds.
     ///

@@ -34,6 +34,7 @@ unsafe extern "C" {
     fn _exit(code: i32) -> !;
     fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32;
     fn getpid() -> i32;
+    fn ioctl(fd: i32, request: u64, argument: *const u8) -> i32;
 }
 
 fn address(cid: u32, port: u32) -> Address {
@@ -73,6 +74,41 @@ fn devices() {
             std::ptr::null(),
         )
     };
+}
+
+fn system_files() {
+    std::fs::create_dir_all("/sys").expect("mkdir");
+    unsafe {
+        mount(
+            c"sys".as_ptr().cast(),
+            c"/sys".as_ptr().cast(),
+            c"sysfs".as_ptr().cast(),
+            0,
+            std::ptr::null(),
+        )
+    };
+}
+
+fn attribute(name: &str) -> String {
+    std::fs::read_to_string(format!("/sys/class/net/eth0/{name}")).map_or_else(|e| e.to_string(), |text| text.trim().to_owned())
+}
+
+/// Gives eth0 an address in 10.9.0.0/24 and brings it up.
+fn interface(host: u8) {
+    const SIOCSIFADDR: u64 = 0x8916;
+    const SIOCSIFNETMASK: u64 = 0x891c;
+    const SIOCSIFFLAGS: u64 = 0x8914;
+    let request = |kind: u64, value: &[u8]| {
+        let mut request = [0u8; 40];
+        request[..4].copy_from_slice(b"eth0");
+        request[16..16 + value.len()].copy_from_slice(value);
+        let fd = unsafe { socket(2, 2, 0) };
+        assert_eq!(unsafe { ioctl(fd, kind, request.as_ptr()) }, 0, "{}", std::io::Error::last_os_error());
+    };
+    request(SIOCSIFADDR, &[2, 0, 0, 0, 10, 9, 0, host]);
+    request(SIOCSIFNETMASK, &[2, 0, 0, 0, 255, 255, 255, 0]);
+    // IFF_UP and IFF_RUNNING.
+    request(SIOCSIFFLAGS, &[0x41, 0]);
 }
 
 fn end(command: i32) -> ! {
@@ -132,6 +168,57 @@ fn main() {
             while stream.read(&mut byte).expect("read") == 1 {
                 stream.write_all(&byte).expect("write");
             }
+        }
+        // What the interface looks like, before and after the host pulls the cable.
+        Ok("net") => {
+            system_files();
+            interface(1);
+            let mut stream = dial(PORT).expect("dial");
+            let carrier = attribute("carrier");
+            writeln!(stream, "{} {} {carrier}", attribute("address"), attribute("mtu")).expect("write");
+            while attribute("carrier") == carrier {
+                std::thread::yield_now();
+            }
+            writeln!(stream, "{}", attribute("carrier")).expect("write");
+        }
+        // Sums up what a neighbour sends.
+        Ok("net-sum") => {
+            system_files();
+            interface(1);
+            let listener = std::net::TcpListener::bind("10.9.0.1:9").expect("bind");
+            let mut stream = dial(PORT).expect("dial");
+            writeln!(stream, "listening").expect("write");
+            let (mut peer, from) = listener.accept().expect("accept");
+            let (mut sum, mut length) = (0u64, 0u64);
+            let mut buffer = vec![0; 64 << 10];
+            loop {
+                let read = peer.read(&mut buffer).expect("read");
+                if read == 0 {
+                    break;
+                }
+                for byte in &buffer[..read] {
+                    sum = sum.wrapping_mul(31).wrapping_add(u64::from(*byte));
+                }
+                length += read as u64;
+            }
+            write!(peer, "{sum}").expect("write");
+            writeln!(stream, "{length} {sum} {} {}", from.ip(), attribute("statistics/rx_packets")).expect("write");
+        }
+        // Sends to the neighbour, once the host says that it is there.
+        Ok("net-send") => {
+            system_files();
+            interface(2);
+            let mut stream = dial(PORT).expect("dial");
+            stream.read_exact(&mut [0]).expect("go");
+            let mut peer = TcpStream::connect("10.9.0.1:9").expect("connect");
+            let block: Vec<u8> = (0..64 << 10).map(|index: u32| (index * 7 + index / 4096) as u8).collect();
+            for _ in 0..256 {
+                peer.write_all(&block).expect("write");
+            }
+            peer.shutdown(Shutdown::Write).expect("shutdown");
+            let mut sum = String::new();
+            peer.read_to_string(&mut sum).expect("read");
+            writeln!(stream, "{sum} {}", attribute("statistics/tx_packets")).expect("write");
         }
         // Processes, many of them one after another.
         Ok("fork") => {

@@ -21,7 +21,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use vmm::config::{
-    Accelerator, DiskConfig, ExtentConfig, Fd, MachineConfig, RateLimit, VsockConfig, VsockPort,
+    Accelerator, DiskConfig, ExtentConfig, Fd, MachineConfig, NetBackend, NetConfig, RateLimit, VsockConfig,
+    VsockPort,
 };
 use vmm::control::{ControlSocket, Event, ExitReport, Request};
 
@@ -126,13 +127,23 @@ pub struct Setup {
     pub memory_mib: u32,
     pub disk: Option<(OwnedFd, u64, bool)>,
     pub listen: bool,
+    /// Network interfaces: the cable's end, and the description without its descriptor.
+    pub nets: Vec<(OwnedFd, NetConfig)>,
     /// Run the VMM as this user.
     pub uid: Option<u32>,
 }
 
 impl Setup {
     pub fn new(kernel: &Path, test: &'static str) -> Self {
-        Self { kernel: kernel.to_owned(), test, memory_mib: 64, disk: None, listen: false, uid: None }
+        Self {
+            kernel: kernel.to_owned(),
+            test,
+            memory_mib: 64,
+            disk: None,
+            listen: false,
+            nets: Vec::new(),
+            uid: None,
+        }
     }
 
     /// Starts the VMM and sends it the machine.
@@ -157,6 +168,13 @@ impl Setup {
             descriptors.push(listener.as_fd());
             Fd(descriptors.len() as u32 - 1)
         });
+        let mut nets = Vec::new();
+        for (cable, net) in &self.nets {
+            descriptors.push(cable.as_fd());
+            let socket = Fd(descriptors.len() as u32 - 1);
+            let NetBackend::Socket { headers, .. } = net.backend else { panic!("tests have sockets only") };
+            nets.push(NetConfig { backend: NetBackend::Socket { socket, headers }, ..net.clone() });
+        }
         let config = MachineConfig {
             accelerator: Accelerator::Uml,
             memory_mib: self.memory_mib,
@@ -166,6 +184,7 @@ impl Setup {
             cmdline: format!("test={}", self.test),
             kvm: None,
             disks: disks.into_iter().collect(),
+            nets,
             vsock: Some(VsockConfig {
                 guest_cid: 3,
                 listener: listener_fd,
