@@ -107,6 +107,7 @@ impl Machine {
             kvm,
             disks,
             nets: Vec::new(),
+            balloon: None,
             vsock: Some(vsock),
         };
 

@@ -78,8 +78,23 @@ pub struct MachineConfig {
     /// Network interfaces, in the order in which the guest names them (eth0, eth1, ...).
     #[serde(default)]
     pub nets: Vec<NetConfig>,
+    /// The memory balloon.
+    #[serde(default)]
+    pub balloon: Option<BalloonConfig>,
     /// The agent's channel.
     pub vsock: Option<VsockConfig>,
+}
+
+/// The virtio memory balloon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonConfig {
+    /// How much the guest shall give back at once, in MiB; at most its memory.
+    pub target_mib: u32,
+    /// The guest may take pages back when it runs short.
+    pub deflate_on_oom: bool,
+    /// The guest tells which memory it does not use at the moment, and the host takes it back.
+    pub free_page_reporting: bool,
 }
 
 /// One virtio network interface.
@@ -258,6 +273,9 @@ pub enum ConfigError {
         mtu: u16,
     },
     /// See the message.
+    #[error("a balloon of {0} MiB is larger than the guest's memory")]
+    Balloon(u32),
+    /// See the message.
     #[error("vsock context id {0} is reserved; the first free one is 3")]
     Cid(u32),
     /// See the message.
@@ -300,6 +318,11 @@ impl MachineConfig {
         }
         for (index, net) in self.nets.iter().enumerate() {
             net.validate(index)?;
+        }
+        if let Some(balloon) = &self.balloon
+            && balloon.target_mib > self.memory_mib
+        {
+            return Err(ConfigError::Balloon(balloon.target_mib));
         }
         if let Some(vsock) = &self.vsock
             && (vsock.guest_cid < 3 || vsock.guest_cid == u32::MAX)

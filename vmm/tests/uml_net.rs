@@ -5,12 +5,12 @@
 #[macro_use]
 mod uml_support;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use uml_support::{Machine, Setup};
+use uml_support::Setup;
 use vmm::config::{Fd, NetBackend, NetConfig, RateLimit};
 use vmm::control::ExitReason;
 
@@ -29,12 +29,6 @@ fn net(last: u8, headers: bool) -> NetConfig {
     }
 }
 
-fn line(machine: &Machine) -> String {
-    let mut line = String::new();
-    BufReader::new(&machine.stream).read_line(&mut line).unwrap();
-    line.trim().to_owned()
-}
-
 #[test]
 fn the_interface_has_our_address_and_notices_a_pulled_cable() {
     let kernel = kernel_or_skip!();
@@ -42,10 +36,10 @@ fn the_interface_has_our_address_and_notices_a_pulled_cable() {
     let mut setup = Setup::new(&kernel, "net");
     setup.nets.push((theirs, net(0x99, false)));
     let machine = setup.boot();
-    assert_eq!(line(&machine), "02:42:00:00:00:99 1400 1");
+    assert_eq!(machine.line(), "02:42:00:00:00:99 1400 1");
     // The other end goes: the cable is as good as pulled.
     drop(ours);
-    assert_eq!(line(&machine), "0");
+    assert_eq!(machine.line(), "0");
     assert_eq!(machine.ended().reason, ExitReason::Shutdown);
 }
 
@@ -60,11 +54,11 @@ fn two_guests_talk_tcp_over_one_cable() {
         let mut sending = Setup::new(&kernel, "net-send");
         sending.nets.push((other, net(2, headers)));
         let (summing, mut sending) = (summing.boot(), sending.boot());
-        assert_eq!(line(&summing), "listening");
+        assert_eq!(summing.line(), "listening");
         let began = Instant::now();
         sending.stream.write_all(b"!").unwrap();
-        let sums = line(&summing);
-        let sent = line(&sending);
+        let sums = summing.line();
+        let sent = sending.line();
         println!("headers {headers}: 16 MiB in {:?}; summed {sums}; sent {sent}", began.elapsed());
         let sums: Vec<&str> = sums.split(' ').collect();
         let sent: Vec<&str> = sent.split(' ').collect();

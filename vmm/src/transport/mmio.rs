@@ -255,9 +255,15 @@ impl MmioDevice {
         }
     }
 
-    /// The driver writes a register. What does not exist, has the wrong width or comes at the wrong time is ignored; the
-    /// configuration space has nothing to write.
+    /// The driver writes a register. What does not exist, has the wrong width or comes at the wrong time is ignored; so is
+    /// what is written to the configuration space, but for the few fields that are the driver's.
     pub fn write(&self, offset: u64, data: &[u8]) {
+        if offset >= u64::from(VIRTIO_MMIO_CONFIG) {
+            if let Ok(offset) = usize::try_from(offset - u64::from(VIRTIO_MMIO_CONFIG)) {
+                self.lock().write_config(offset, data);
+            }
+            return;
+        }
         let (Ok(register), Ok(data)) = (u32::try_from(offset), <[u8; 4]>::try_from(data)) else {
             return;
         };
@@ -364,6 +370,12 @@ impl State {
         }
         self.device.set_features(self.accepted);
         true
+    }
+
+    fn write_config(&mut self, offset: usize, data: &[u8]) {
+        if self.has(VIRTIO_CONFIG_S_DRIVER) {
+            self.device.write_config(offset, data);
+        }
     }
 
     fn selected(&self) -> Option<usize> {

@@ -289,8 +289,7 @@ impl Backend {
                 self.reply(request, &reply)
             }
             FrontendReq::GET_CONFIG => self.get_config(body),
-            // No device has configuration that its driver may write.
-            FrontendReq::SET_CONFIG => Ok(()),
+            FrontendReq::SET_CONFIG => self.set_config(body),
             other => Err(Refusal::Protocol(format!("request {other:?}, which was not offered"))),
         }
     }
@@ -398,6 +397,15 @@ impl Backend {
         reply.resize(12 + size as usize, 0);
         self.device.read_config(offset as usize, &mut reply[12..]);
         self.reply(FrontendReq::GET_CONFIG, &reply)
+    }
+
+    fn set_config(&mut self, mut body: Body) -> Result<(), Refusal> {
+        let (offset, size, _flags) = (body.u32()?, body.u32()?, body.u32()?);
+        if size > MAX_CONFIG || offset > MAX_CONFIG || body.rest() != size as usize {
+            return Err("a configuration space of impossible size".into());
+        }
+        self.device.write_config(offset as usize, body.remaining());
+        Ok(())
     }
 
     fn reply(&self, request: FrontendReq, body: &[u8]) -> Result<(), Refusal> {

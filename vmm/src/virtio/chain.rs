@@ -54,6 +54,11 @@ impl Buffer {
         self.segments.push(segment);
     }
 
+    /// Address and length in bytes of each descriptor, in order. Not yet known to exist.
+    pub fn ranges(&self) -> impl Iterator<Item = (GuestAddress, u64)> + '_ {
+        self.segments.iter().map(|segment| (segment.address, u64::from(segment.length)))
+    }
+
     /// The parts that make up `length` bytes from `offset`; fewer where the buffer ends.
     fn parts(&self, offset: u64, length: u64) -> impl Iterator<Item = (GuestAddress, usize)> + '_ {
         let mut skip = offset;

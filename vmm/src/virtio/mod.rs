@@ -4,6 +4,7 @@
 //! for the length of one event as [`Io`]. A device therefore holds only its own state, and is the same over
 //! virtio-mmio, over vhost-user and under a fuzzer.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod command;
@@ -89,6 +90,9 @@ pub trait VirtioDevice: Send {
 
     /// Reads configuration space. Bytes beyond its end read as zero.
     fn read_config(&self, offset: usize, data: &mut [u8]);
+
+    /// The driver writes configuration space. What may not be written is ignored.
+    fn write_config(&mut self, _offset: usize, _data: &[u8]) {}
 
     /// Whether the configuration space ever changes, and so the transport needs a way to tell of it.
     fn changes_config(&self) -> bool {

@@ -4,8 +4,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use vm_memory::VolatileSlice;
 use vm_memory::bitmap::Bitmap;
+use vm_memory::{
+    GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, Permissions,
+    VolatileSlice,
+};
+
+use super::DeviceError;
 
 /// Most slices that one call takes (Linux's UIO_MAXIOV).
 pub const MAX_SLICES: usize = 1024;
@@ -88,6 +93,37 @@ pub fn send_frame(socket: BorrowedFd<'_>, ours: &[u8], slices: &[VolatileSlice<'
         // SAFETY: as in `write_frame`; the message names nothing but the vectors.
         unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) }
     })
+}
+
+/// Lets go of the host's memory behind some pages of the guest's, which read as zeroes from then on (or, where the memory is
+/// a copy of a template's, as the template's content).
+///
+/// # Errors
+/// The range is not in guest memory, or the host refused.
+pub fn discard(memory: &GuestMemoryMmap, address: GuestAddress, length: u64) -> Result<(), DeviceError> {
+    let length = usize::try_from(length).map_err(|_| DeviceError::Request("a range larger than memory"))?;
+    // All of it must exist before any of it goes.
+    if !GuestMemory::check_range(memory, address, length, Permissions::ReadWrite) {
+        return Err(vm_memory::GuestMemoryError::InvalidGuestAddress(address).into());
+    }
+    let (mut at, mut left) = (address, length);
+    while left > 0 {
+        let (region, offset) =
+            memory.to_region_addr(at).ok_or(vm_memory::GuestMemoryError::InvalidGuestAddress(at))?;
+        let here = usize::try_from(region.len() - offset.0).unwrap_or(usize::MAX).min(left);
+        // Where others map the same file, as a guest kernel does that is a process of its own, the pages must go from the file.
+        let shared = region.flags() & libc::MAP_SHARED != 0;
+        let advice = if shared { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
+        let start = region.get_host_address(offset)?;
+        // SAFETY: the range lies in one mapping of guest memory, to whose content no Rust reference exists; after the call
+        // it is still mapped, with other content, as if the guest had written it.
+        if unsafe { libc::madvise(start.cast(), here, advice) } != 0 {
+            return Err(io::Error::last_os_error().into());
+        }
+        left -= here;
+        at = GuestAddress(at.0.saturating_add(here as u64));
+    }
+    Ok(())
 }
 
 /// From linux/if_tun.h.

@@ -92,6 +92,11 @@ impl Driver {
         let half = usize::try_from(SEAM).unwrap();
         let memory =
             GuestMemoryMmap::from_ranges(&[(GuestAddress(0), half), (GuestAddress(SEAM), half)]).unwrap();
+        Self::with_memory(memory, count)
+    }
+
+    /// With memory of two regions, as [`Self::with_queues`] has.
+    pub fn with_memory(memory: GuestMemoryMmap, count: usize) -> Self {
         let queues = (0..count).map(|index| {
             let mut queue = Queue::new(SIZE).unwrap();
             queue.try_set_desc_table_address(GuestAddress(rings(index))).unwrap();

@@ -120,6 +120,7 @@ impl Machine {
             kvm: Some(Fd(2)),
             disks: Vec::new(),
             nets: Vec::new(),
+            balloon: None,
             vsock: None,
         };
         let parts = Parts {

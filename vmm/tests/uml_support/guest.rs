@@ -89,6 +89,20 @@ fn system_files() {
     };
 }
 
+fn processes() {
+    std::fs::create_dir_all("/proc").expect("mkdir");
+    unsafe {
+        mount(c"proc".as_ptr().cast(), c"/proc".as_ptr().cast(), c"proc".as_ptr().cast(), 0, std::ptr::null())
+    };
+}
+
+/// A line of /proc/meminfo, in KiB.
+fn memory(name: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").expect("meminfo");
+    let line = text.lines().find(|line| line.starts_with(name)).expect("line");
+    line.split_ascii_whitespace().nth(1).expect("number").parse().expect("number")
+}
+
 fn attribute(name: &str) -> String {
     std::fs::read_to_string(format!("/sys/class/net/eth0/{name}")).map_or_else(|e| e.to_string(), |text| text.trim().to_owned())
 }
@@ -168,6 +182,29 @@ fn main() {
             while stream.read(&mut byte).expect("read") == 1 {
                 stream.write_all(&byte).expect("write");
             }
+        }
+        // Gives the host what it asks for.
+        Ok("balloon") => {
+            processes();
+            let mut stream = dial(PORT).expect("dial");
+            while memory("MemTotal:") > 48 << 10 {
+                std::thread::yield_now();
+            }
+            writeln!(stream, "{}", memory("MemTotal:")).expect("write");
+        }
+        // Uses memory, and stops using it.
+        Ok("report") => {
+            processes();
+            let mut stream = dial(PORT).expect("dial");
+            let used = vec![7u8; 48 << 20];
+            writeln!(stream, "used {}", used.iter().step_by(4096).map(|byte| usize::from(*byte)).sum::<usize>()).expect("write");
+            stream.read_exact(&mut [0]).expect("go on");
+            drop(used);
+            writeln!(stream, "freed").expect("write");
+            stream.read_exact(&mut [0]).expect("go on");
+            // What comes back is zero, and works.
+            let again = vec![1u8; 32 << 20];
+            writeln!(stream, "again {}", again.iter().map(|byte| usize::from(*byte)).sum::<usize>()).expect("write");
         }
         // What the interface looks like, before and after the host pulls the cable.
         Ok("net") => {

@@ -21,8 +21,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use vmm::config::{
-    Accelerator, DiskConfig, ExtentConfig, Fd, MachineConfig, NetBackend, NetConfig, RateLimit, VsockConfig,
-    VsockPort,
+    Accelerator, BalloonConfig, DiskConfig, ExtentConfig, Fd, MachineConfig, NetBackend, NetConfig,
+    RateLimit, VsockConfig, VsockPort,
 };
 use vmm::control::{ControlSocket, Event, ExitReport, Request};
 
@@ -129,6 +129,7 @@ pub struct Setup {
     pub listen: bool,
     /// Network interfaces: the cable's end, and the description without its descriptor.
     pub nets: Vec<(OwnedFd, NetConfig)>,
+    pub balloon: Option<BalloonConfig>,
     /// Run the VMM as this user.
     pub uid: Option<u32>,
 }
@@ -142,6 +143,7 @@ impl Setup {
             disk: None,
             listen: false,
             nets: Vec::new(),
+            balloon: None,
             uid: None,
         }
     }
@@ -185,6 +187,7 @@ impl Setup {
             kvm: None,
             disks: disks.into_iter().collect(),
             nets,
+            balloon: self.balloon,
             vsock: Some(VsockConfig {
                 guest_cid: 3,
                 listener: listener_fd,
@@ -259,6 +262,16 @@ impl Machine {
         let mut bytes = vec![0; text.len()];
         self.stream.read_exact(&mut bytes).unwrap();
         assert_eq!(String::from_utf8_lossy(&bytes), text);
+    }
+
+    /// Reads a line from the guest.
+    pub fn line(&self) -> String {
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while (&self.stream).read(&mut byte).unwrap() == 1 && byte != *b"\n" {
+            line.push(byte[0]);
+        }
+        String::from_utf8(line).unwrap()
     }
 
     /// A client's connection to the guest's port.
