@@ -108,6 +108,7 @@ impl Machine {
             disks,
             nets: Vec::new(),
             balloon: None,
+            console: false,
             vsock: Some(vsock),
         };
 

@@ -14,6 +14,7 @@ use crate::machine::Parts;
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{Block, BlockError};
+use crate::virtio::console::Console;
 use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
@@ -115,6 +116,10 @@ pub fn assemble(
         }
         let balloon = Balloon::new(&balloon, config.memory_mib);
         devices.push(Box::new(balloon.map_err(|error| AssembleError::Device { device: "balloon", error })?));
+    }
+    if config.console {
+        let port = Console::new(console.clone());
+        devices.push(Box::new(port.map_err(|error| AssembleError::Device { device: "console", error })?));
     }
     let rng = Rng::new().map_err(|error| AssembleError::Device { device: "rng", error })?;
     devices.push(Box::new(rng));

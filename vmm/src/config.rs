@@ -81,6 +81,9 @@ pub struct MachineConfig {
     /// The memory balloon.
     #[serde(default)]
     pub balloon: Option<BalloonConfig>,
+    /// A virtio console, whose output is kept with that of the accelerator's own console.
+    #[serde(default)]
+    pub console: bool,
     /// The agent's channel.
     pub vsock: Option<VsockConfig>,
 }

@@ -8,6 +8,7 @@ pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod command;
+pub mod console;
 pub mod limiter;
 pub mod net;
 pub mod rng;

@@ -121,6 +121,7 @@ impl Machine {
             disks: Vec::new(),
             nets: Vec::new(),
             balloon: None,
+            console: false,
             vsock: None,
         };
         let parts = Parts {

@@ -206,6 +206,15 @@ fn main() {
             let again = vec![1u8; 32 << 20];
             writeln!(stream, "again {}", again.iter().map(|byte| usize::from(*byte)).sum::<usize>()).expect("write");
         }
+        // Prints on the virtio console.
+        Ok("console") => {
+            devices();
+            let mut console = OpenOptions::new().write(true).open("/dev/hvc0").expect("open");
+            for line in 0..100 {
+                writeln!(console, "line {line} of the console").expect("write");
+            }
+            dial(PORT).expect("dial").write_all(b"printed").expect("write");
+        }
         // What the interface looks like, before and after the host pulls the cable.
         Ok("net") => {
             system_files();

@@ -188,6 +188,7 @@ impl Setup {
             disks: disks.into_iter().collect(),
             nets,
             balloon: self.balloon,
+            console: true,
             vsock: Some(VsockConfig {
                 guest_cid: 3,
                 listener: listener_fd,
