@@ -107,6 +107,7 @@ impl Machine {
             kvm,
             disks,
             nets: Vec::new(),
+            shares: Vec::new(),
             balloon: None,
             console: false,
             vsock: Some(vsock),

@@ -15,6 +15,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{Block, BlockError};
 use crate::virtio::console::Console;
+use crate::virtio::fs::Fs;
 use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
@@ -106,6 +107,11 @@ pub fn assemble(
         let cable = OwnedFd::from(take(&files, net.backend.descriptor())?);
         let net = Net::new(index, net, cable);
         devices.push(Box::new(net.map_err(|error| AssembleError::Device { device: "net", error })?));
+    }
+    for (index, share) in config.shares.iter().enumerate() {
+        let socket = OwnedFd::from(take(&files, share.socket)?);
+        let fs = Fs::new(index, &share.tag, socket);
+        devices.push(Box::new(fs.map_err(|error| AssembleError::Device { device: "fs", error })?));
     }
     if let Some(config) = &config.vsock {
         devices.push(Box::new(vsock(config, &files)?));

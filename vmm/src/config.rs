@@ -24,6 +24,10 @@ pub const SECTOR_SIZE: u64 = 512;
 
 /// Most network interfaces of one machine.
 pub const MAX_NETS: usize = 8;
+/// Most shared folders of one machine.
+pub const MAX_SHARES: usize = 8;
+/// Longest tag of a shared folder in bytes.
+pub const MAX_TAG: usize = 36;
 /// Least and most MTU of a network interface in bytes: what IPv4 asks for, and what one packet can hold.
 pub const MTU_BOUNDS: std::ops::RangeInclusive<u16> = 68..=65_535;
 /// Largest rate and burst of a [`Bucket`]: 1 TiB, or as many operations.
@@ -78,6 +82,9 @@ pub struct MachineConfig {
     /// Network interfaces, in the order in which the guest names them (eth0, eth1, ...).
     #[serde(default)]
     pub nets: Vec<NetConfig>,
+    /// Shared folders.
+    #[serde(default)]
+    pub shares: Vec<ShareConfig>,
     /// The memory balloon.
     #[serde(default)]
     pub balloon: Option<BalloonConfig>,
@@ -86,6 +93,17 @@ pub struct MachineConfig {
     pub console: bool,
     /// The agent's channel.
     pub vsock: Option<VsockConfig>,
+}
+
+/// One virtio shared folder.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareConfig {
+    /// What the guest mounts it by: 1 to [`MAX_TAG`] printable ASCII characters, no two shares the same.
+    pub tag: String,
+    /// A connected SOCK_SEQPACKET socket with a `bulkhead-fs` at its other end. Whether the share is read-only is the server's
+    /// to see to.
+    pub socket: Fd,
 }
 
 /// The virtio memory balloon.
@@ -276,6 +294,12 @@ pub enum ConfigError {
         mtu: u16,
     },
     /// See the message.
+    #[error("{0} shared folders: a machine has at most {MAX_SHARES}")]
+    Shares(usize),
+    /// See the message.
+    #[error("shared folder {0}: its tag is not 1 to {MAX_TAG} printable ASCII characters, or another's")]
+    Tag(usize),
+    /// See the message.
     #[error("a balloon of {0} MiB is larger than the guest's memory")]
     Balloon(u32),
     /// See the message.
@@ -322,6 +346,16 @@ impl MachineConfig {
         for (index, net) in self.nets.iter().enumerate() {
             net.validate(index)?;
         }
+        if self.shares.len() > MAX_SHARES {
+            return Err(ConfigError::Shares(self.shares.len()));
+        }
+        for (index, share) in self.shares.iter().enumerate() {
+            let printable = share.tag.bytes().all(|byte| (b'!'..=b'~').contains(&byte));
+            let taken = self.shares[..index].iter().any(|other| other.tag == share.tag);
+            if !printable || taken || share.tag.is_empty() || share.tag.len() > MAX_TAG {
+                return Err(ConfigError::Tag(index));
+            }
+        }
         if let Some(balloon) = &self.balloon
             && balloon.target_mib > self.memory_mib
         {
@@ -343,7 +377,9 @@ impl MachineConfig {
         let vsock =
             self.vsock.iter().flat_map(|v| v.listener.into_iter().chain(v.ports.iter().map(|p| p.socket)));
         let nets = self.nets.iter().map(|net| net.backend.descriptor());
-        [self.kernel, self.initramfs].into_iter().chain(self.kvm).chain(files).chain(nets).chain(vsock)
+        let shares = self.shares.iter().map(|share| share.socket);
+        let fixed = [self.kernel, self.initramfs].into_iter().chain(self.kvm);
+        fixed.chain(files).chain(nets).chain(shares).chain(vsock)
     }
 }
 

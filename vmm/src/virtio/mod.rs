@@ -9,6 +9,7 @@ pub mod block;
 pub mod chain;
 pub mod command;
 pub mod console;
+pub mod fs;
 pub mod limiter;
 pub mod net;
 pub mod rng;

@@ -120,6 +120,7 @@ impl Machine {
             kvm: Some(Fd(2)),
             disks: Vec::new(),
             nets: Vec::new(),
+            shares: Vec::new(),
             balloon: None,
             console: false,
             vsock: None,

@@ -29,6 +29,7 @@ unsafe extern "C" {
     fn listen(fd: i32, backlog: i32) -> i32;
     fn accept(fd: i32, address: *const u8, length: *const u32) -> i32;
     fn mount(source: *const u8, target: *const u8, kind: *const u8, flags: u64, data: *const u8) -> i32;
+    fn umount2(target: *const u8, flags: i32) -> i32;
     fn reboot(command: i32) -> i32;
     fn fork() -> i32;
     fn _exit(code: i32) -> !;
@@ -214,6 +215,41 @@ fn main() {
                 writeln!(console, "line {line} of the console").expect("write");
             }
             dial(PORT).expect("dial").write_all(b"printed").expect("write");
+        }
+        // Uses a shared folder as programs do.
+        Ok("share") => {
+            std::fs::create_dir_all("/mnt").expect("mkdir");
+            let mount = |flags| unsafe {
+                mount(c"data".as_ptr().cast(), c"/mnt".as_ptr().cast(), c"virtiofs".as_ptr().cast(), flags, std::ptr::null())
+            };
+            assert_eq!(mount(0), 0, "{}", std::io::Error::last_os_error());
+            let mut stream = dial(PORT).expect("dial");
+            let told = std::fs::read_to_string("/mnt/told").expect("read");
+            let write = || -> std::io::Result<()> {
+                std::fs::create_dir_all("/mnt/new/deep")?;
+                // More than one request holds.
+                let large: Vec<u8> = (0..3 << 20).map(|index: u32| (index * 7 + index / 4096) as u8).collect();
+                std::fs::write("/mnt/new/deep/large", &large)?;
+                assert!(std::fs::read("/mnt/new/deep/large")? == large);
+                std::fs::rename("/mnt/new/deep/large", "/mnt/large")?;
+                std::os::unix::fs::symlink("/etc/hostname", "/mnt/link")?;
+                std::fs::hard_link("/mnt/large", "/mnt/second")?;
+                for index in 0..100 {
+                    std::fs::write(format!("/mnt/new/{index}"), format!("{index}"))?;
+                }
+                let names = std::fs::read_dir("/mnt/new")?.count();
+                assert_eq!(names, 101);
+                std::fs::remove_file("/mnt/told")
+            };
+            match write() {
+                Ok(()) => writeln!(stream, "{told} written").expect("write"),
+                Err(error) => writeln!(stream, "{told} {error}").expect("write"),
+            }
+            // The guest's own root leads nowhere but to itself.
+            assert!(std::fs::metadata("/mnt/../init").is_ok());
+            unsafe { umount2(c"/mnt".as_ptr().cast(), 0) };
+            assert_eq!(mount(0), 0, "again: {}", std::io::Error::last_os_error());
+            writeln!(stream, "{}", std::fs::read_dir("/mnt").expect("list").count()).expect("write");
         }
         // What the interface looks like, before and after the host pulls the cable.
         Ok("net") => {

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use vmm::config::{
     Accelerator, BalloonConfig, DiskConfig, ExtentConfig, Fd, MachineConfig, NetBackend, NetConfig,
-    RateLimit, VsockConfig, VsockPort,
+    RateLimit, ShareConfig, VsockConfig, VsockPort,
 };
 use vmm::control::{ControlSocket, Event, ExitReport, Request};
 
@@ -129,6 +129,8 @@ pub struct Setup {
     pub listen: bool,
     /// Network interfaces: the cable's end, and the description without its descriptor.
     pub nets: Vec<(OwnedFd, NetConfig)>,
+    /// Shared folders: tag, and the socket of the server.
+    pub shares: Vec<(&'static str, OwnedFd)>,
     pub balloon: Option<BalloonConfig>,
     /// Run the VMM as this user.
     pub uid: Option<u32>,
@@ -143,6 +145,7 @@ impl Setup {
             disk: None,
             listen: false,
             nets: Vec::new(),
+            shares: Vec::new(),
             balloon: None,
             uid: None,
         }
@@ -170,6 +173,11 @@ impl Setup {
             descriptors.push(listener.as_fd());
             Fd(descriptors.len() as u32 - 1)
         });
+        let mut shares = Vec::new();
+        for (tag, socket) in &self.shares {
+            descriptors.push(socket.as_fd());
+            shares.push(ShareConfig { tag: (*tag).to_owned(), socket: Fd(descriptors.len() as u32 - 1) });
+        }
         let mut nets = Vec::new();
         for (cable, net) in &self.nets {
             descriptors.push(cable.as_fd());
@@ -187,6 +195,7 @@ impl Setup {
             kvm: None,
             disks: disks.into_iter().collect(),
             nets,
+            shares,
             balloon: self.balloon,
             console: true,
             vsock: Some(VsockConfig {
