@@ -156,6 +156,10 @@ impl Machine {
             cmdline: String::new(),
             kvm,
             disks,
+            nets: Vec::new(),
+            shares: Vec::new(),
+            balloon: None,
+            console: false,
             vsock: Some(vsock),
         };
 

@@ -22,6 +22,14 @@ pub const MAX_CMDLINE: usize = 1024;
 /// Size of a disk sector in bytes (virtio 1.2 section 5.2: always 512, whatever the block size).
 pub const SECTOR_SIZE: u64 = 512;
 
+/// Most network interfaces of one machine.
+pub const MAX_NETS: usize = 8;
+/// Most shared folders of one machine.
+pub const MAX_SHARES: usize = 8;
+/// Longest tag of a shared folder in bytes.
+pub const MAX_TAG: usize = 36;
+/// Least and most MTU of a network interface in bytes: what IPv4 asks for, and what one packet can hold.
+pub const MTU_BOUNDS: std::ops::RangeInclusive<u16> = 68..=65_535;
 /// Largest rate and burst of a [`Bucket`]: 1 TiB, or as many operations.
 pub const MAX_BUCKET: u64 = 1 << 40;
 
@@ -71,8 +79,94 @@ pub struct MachineConfig {
     pub kvm: Option<Fd>,
     /// Block devices, in the order in which the guest names them (vda, vdb, ...).
     pub disks: Vec<DiskConfig>,
+    /// Network interfaces, in the order in which the guest names them (eth0, eth1, ...).
+    #[serde(default)]
+    pub nets: Vec<NetConfig>,
+    /// Shared folders.
+    #[serde(default)]
+    pub shares: Vec<ShareConfig>,
+    /// The memory balloon.
+    #[serde(default)]
+    pub balloon: Option<BalloonConfig>,
+    /// A virtio console, whose output is kept with that of the accelerator's own console.
+    #[serde(default)]
+    pub console: bool,
     /// The agent's channel.
     pub vsock: Option<VsockConfig>,
+}
+
+/// One virtio shared folder.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareConfig {
+    /// What the guest mounts it by: 1 to [`MAX_TAG`] printable ASCII characters, no two shares the same.
+    pub tag: String,
+    /// A connected SOCK_SEQPACKET socket with a `bulkhead-fs` at its other end. Whether the share is read-only is the server's
+    /// to see to.
+    pub socket: Fd,
+}
+
+/// The virtio memory balloon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonConfig {
+    /// How much the guest shall give back at once, in MiB; at most its memory.
+    pub target_mib: u32,
+    /// The guest may take pages back when it runs short.
+    pub deflate_on_oom: bool,
+    /// The guest tells which memory it does not use at the moment, and the host takes it back.
+    pub free_page_reporting: bool,
+}
+
+/// One virtio network interface.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// The interface's address: not all zero, and not a group's.
+    pub mac: [u8; 6],
+    /// Most bytes of an IP packet, within [`MTU_BOUNDS`].
+    pub mtu: u16,
+    /// What the interface is connected to.
+    pub backend: NetBackend,
+    /// Frames whose sender is not [`Self::mac`] are dropped: the guest cannot pass itself off as another.
+    pub check_source: bool,
+    /// How much the guest may receive.
+    #[serde(default)]
+    pub receive: RateLimit,
+    /// How much the guest may send.
+    #[serde(default)]
+    pub send: RateLimit,
+}
+
+/// The other end of a network interface's cable.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum NetBackend {
+    /// A connected unix socket that keeps packets apart (`SOCK_SEQPACKET` or `SOCK_DGRAM`): each is one Ethernet frame, at most
+    /// MTU + 18 bytes.
+    Socket {
+        /// The socket.
+        socket: Fd,
+        /// Each frame has a `virtio_net_hdr` of 12 bytes before it (virtio 1.2 section 5.1.6), both ways. Then checksums and TCP
+        /// segmentation may be left to the other end, and frames be as large as 65553 bytes: worth it where that
+        /// end is another guest or a tap.
+        headers: bool,
+    },
+    /// A tap device, opened with `IFF_TAP`, `IFF_NO_PI` and `IFF_VNET_HDR`.
+    Tap {
+        /// Its descriptor.
+        tap: Fd,
+    },
+}
+
+impl NetBackend {
+    /// The descriptor.
+    #[must_use]
+    pub fn descriptor(&self) -> Fd {
+        match self {
+            Self::Socket { socket: fd, .. } | Self::Tap { tap: fd } => *fd,
+        }
+    }
 }
 
 /// One virtio block device made of extents, in order, without gaps.
@@ -183,6 +277,32 @@ pub enum ConfigError {
     #[error("a rate limit of {0} a second with a burst of {1}: both must be between 1 and {MAX_BUCKET}")]
     Bucket(u64, u64),
     /// See the message.
+    #[error("{0} network interfaces: a machine has at most {MAX_NETS}")]
+    Nets(usize),
+    /// See the message.
+    #[error("network interface {0}: the address is all zero or a group's")]
+    Mac(usize),
+    /// See the message.
+    #[error(
+        "network interface {net}: an MTU of {mtu} is not between {min} and {max}",
+        min = MTU_BOUNDS.start(), max = MTU_BOUNDS.end()
+    )]
+    Mtu {
+        /// Position of the interface.
+        net: usize,
+        /// The MTU it was given.
+        mtu: u16,
+    },
+    /// See the message.
+    #[error("{0} shared folders: a machine has at most {MAX_SHARES}")]
+    Shares(usize),
+    /// See the message.
+    #[error("shared folder {0}: its tag is not 1 to {MAX_TAG} printable ASCII characters, or another's")]
+    Tag(usize),
+    /// See the message.
+    #[error("a balloon of {0} MiB is larger than the guest's memory")]
+    Balloon(u32),
+    /// See the message.
     #[error("vsock context id {0} is reserved; the first free one is 3")]
     Cid(u32),
     /// See the message.
@@ -220,6 +340,27 @@ impl MachineConfig {
         for (index, disk) in self.disks.iter().enumerate() {
             disk.validate(index)?;
         }
+        if self.nets.len() > MAX_NETS {
+            return Err(ConfigError::Nets(self.nets.len()));
+        }
+        for (index, net) in self.nets.iter().enumerate() {
+            net.validate(index)?;
+        }
+        if self.shares.len() > MAX_SHARES {
+            return Err(ConfigError::Shares(self.shares.len()));
+        }
+        for (index, share) in self.shares.iter().enumerate() {
+            let printable = share.tag.bytes().all(|byte| (b'!'..=b'~').contains(&byte));
+            let taken = self.shares[..index].iter().any(|other| other.tag == share.tag);
+            if !printable || taken || share.tag.is_empty() || share.tag.len() > MAX_TAG {
+                return Err(ConfigError::Tag(index));
+            }
+        }
+        if let Some(balloon) = &self.balloon
+            && balloon.target_mib > self.memory_mib
+        {
+            return Err(ConfigError::Balloon(balloon.target_mib));
+        }
         if let Some(vsock) = &self.vsock
             && (vsock.guest_cid < 3 || vsock.guest_cid == u32::MAX)
         {
@@ -235,7 +376,10 @@ impl MachineConfig {
         let files = self.disks.iter().flat_map(|disk| disk.extents.iter().map(|extent| extent.file));
         let vsock =
             self.vsock.iter().flat_map(|v| v.listener.into_iter().chain(v.ports.iter().map(|p| p.socket)));
-        [self.kernel, self.initramfs].into_iter().chain(self.kvm).chain(files).chain(vsock)
+        let nets = self.nets.iter().map(|net| net.backend.descriptor());
+        let shares = self.shares.iter().map(|share| share.socket);
+        let fixed = [self.kernel, self.initramfs].into_iter().chain(self.kvm);
+        fixed.chain(files).chain(nets).chain(shares).chain(vsock)
     }
 }
 
@@ -260,6 +404,19 @@ impl DiskConfig {
             }
         }
         self.limit.validate()
+    }
+}
+
+impl NetConfig {
+    fn validate(&self, net: usize) -> Result<(), ConfigError> {
+        if self.mac == [0; 6] || self.mac[0] & 1 != 0 {
+            return Err(ConfigError::Mac(net));
+        }
+        if !MTU_BOUNDS.contains(&self.mtu) {
+            return Err(ConfigError::Mtu { net, mtu: self.mtu });
+        }
+        self.receive.validate()?;
+        self.send.validate()
     }
 }
 

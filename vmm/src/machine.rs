@@ -16,7 +16,7 @@ pub struct Parts {
     pub initramfs: File,
     /// /dev/kvm, for the `kvm` accelerator.
     pub kvm: Option<File>,
-    /// Disks first, in the order of the configuration, then vsock, then rng.
+    /// Disks first, in the order of the configuration, then network interfaces, shared folders, vsock, balloon, console, rng.
     pub devices: Vec<Box<dyn VirtioDevice>>,
     /// Where the guest's console output is kept.
     pub console: ConsoleRing,

@@ -70,7 +70,8 @@ const WAIT4: u32 = 61;
 const MOUNT: u32 = 165;
 const ANYONE: u64 = u64::MAX;
 
-/// Says hello, runs a child to its end, shows the first bytes of the first disk, and exits, which an init must not.
+/// Says hello, runs a child to its end, shows the first bytes of the first disk and of the
+/// network interface's address, and exits, which an init must not.
 fn init() -> Vec<u8> {
     let mut program = Program { code: Code::default() };
     program.say("init runs\n").call(FORK, [0; 4]);
@@ -93,7 +94,11 @@ fn init() -> Vec<u8> {
     // The fifth argument of mount, its options, is whatever R8 holds, which is zero from the start.
     program.call(MOUNT, [dev, dev, devtmpfs, 0]).call(OPEN, [disk, 0, 0, 0]);
     let buffer = program.text("0123456789abcdef");
-    program.call(READ, [3, buffer, 16, 0]).call(WRITE, [1, buffer, 16, 0]).say("\n").call(EXIT, [7, 0, 0, 0]);
+    program.call(READ, [3, buffer, 16, 0]).call(WRITE, [1, buffer, 16, 0]).say("\n");
+    let (sysfs, sys) = (program.text("sysfs"), program.text("/sys"));
+    let address = program.text("/sys/class/net/eth0/address");
+    program.call(MOUNT, [sys, sys, sysfs, 0]).call(OPEN, [address, 0, 0, 0]);
+    program.call(READ, [4, buffer, 16, 0]).call(WRITE, [1, buffer, 16, 0]).say("\n").call(EXIT, [7, 0, 0, 0]);
     elf(kvm::assembler::LOAD_ADDRESS, program.code.bytes())
 }
 
@@ -105,11 +110,13 @@ fn linux_boots_runs_processes_reads_a_disk_and_its_panic_is_told_apart() {
     let init = init();
     let archive = cpio(&[
         directory("dev"),
+        directory("sys"),
         Member { name: "dev/console", mode: 0o20_600, device: (5, 1), content: &[] },
         Member { name: "init", mode: 0o100_755, device: (0, 0), content: &init },
     ]);
     let disk = Arc::new(memfd(&b"bytes of a disk!".repeat(512)));
-    let mut machine = Machine::new(kvm, &[]).disk(&disk, 8192, true);
+    let machine = Machine::new(kvm, &[]).disk(&disk, 8192, true);
+    let (mut machine, _cable) = machine.net([2, 0, 0, 0xab, 0xcd, 0xef]);
     machine.kernel = kernel;
     machine.initramfs = memfd(&archive);
     machine.memory_mib = 64;
@@ -119,7 +126,7 @@ fn linux_boots_runs_processes_reads_a_disk_and_its_panic_is_told_apart() {
     println!("Linux from start to panic: {:.2} s", start.elapsed().as_secs_f64());
     assert_eq!(report.reason, ExitReason::Panic, "{report:?}");
     assert!(report.detail.contains("Attempted to kill init"), "{report:?}");
-    for said in ["init runs", "child runs", "child gone", "bytes of a disk!"] {
+    for said in ["init runs", "child runs", "child gone", "bytes of a disk!", "02:00:00:ab:cd:e"] {
         assert!(report.console.contains(said), "{said}: {report:?}");
     }
 }

@@ -13,7 +13,9 @@ use kvm::assembler::Code;
 use kvm::driver::{Driver, NEEDS_RESET, NEXT, QUEUE_NOTIFY, QUEUE_READY, QUEUE_SIZE, RUNNING, SIZE, STATUS};
 use kvm::files::memfd;
 use kvm::{Machine, device};
+use vmm::config::BalloonConfig;
 use vmm::control::{ExitReason, ExitReport};
+use vmm::virtio::balloon::Balloon;
 use vmm::virtio::rng::Rng;
 
 const HEADER: u64 = 0x7_0000;
@@ -138,6 +140,49 @@ fn the_entropy_device_gives_entropy() {
     code.expect32(driver.used() + 8, 64, "used length");
     code.refuse32(DATA, 0, "first bytes").refuse32(DATA + 60, 0, "last bytes").say("ok").reset();
     assert_ok(&Machine::new(kvm, &code.image()).device(Rng::new().unwrap()).run());
+}
+
+#[test]
+fn a_frame_reaches_a_guests_buffer() {
+    let Some(kvm) = device() else { return };
+    let mut code = Code::new();
+    let mut driver = Driver::new(0);
+    code.expect32(driver.base + 8, 1, "device id");
+    // The address: 02:00:00:00:00:07.
+    code.expect32(driver.base + 0x100, 2, "address").expect16(driver.base + 0x104, 0x0700, "address");
+    code.expect16(driver.base + 0x106, 1, "link");
+    driver.start(&mut code);
+    driver.request(&mut code, &[(DATA, 2048, true)]);
+    // Twelve bytes of header, in it one buffer, and then the frame.
+    code.expect32(driver.used() + 8, 12 + 60, "used length").expect16(DATA + 10, 1, "buffers");
+    code.expect32(DATA + 12 + 56, u32::from_le_bytes(*b"last"), "the frame's end").say("ok").reset();
+    let (machine, peer) = Machine::new(kvm, &code.image()).net([2, 0, 0, 0, 0, 7]);
+    let mut frame = [0xff; 60];
+    frame[56..].copy_from_slice(b"last");
+    nix::unistd::write(&peer, &frame).unwrap();
+    assert_ok(&machine.run());
+}
+
+#[test]
+fn an_inflated_page_comes_back_empty() {
+    let Some(kvm) = device() else { return };
+    let mut code = Code::new();
+    let mut driver = Driver::new(0);
+    // The target: 3 MiB of pages.
+    code.expect32(driver.base + 8, 5, "device id").expect32(driver.base + 0x100, 768, "target");
+    driver.start(&mut code);
+    let page = 0x90_0000u64;
+    code.store64(page, 7).store64(page + 0xff8, 7).store64(page + 0x1000, 7);
+    code.store32(DATA, u32::try_from(page / 4096).unwrap());
+    driver.request(&mut code, &[(DATA, 4, false)]);
+    code.expect32(page, 0, "begin").expect32(page + 0xff8, 0, "end").expect32(page + 0x1000, 7, "behind");
+    // The page works again.
+    code.store32(page, 9).expect32(page, 9, "written");
+    // What it has reached is the driver's to write, the target is not.
+    code.store32(driver.base + 0x104, 1).expect32(driver.base + 0x104, 1, "actual");
+    code.store32(driver.base + 0x100, 1).expect32(driver.base + 0x100, 768, "target").say("ok").reset();
+    let config = BalloonConfig { target_mib: 3, deflate_on_oom: true, free_page_reporting: true };
+    assert_ok(&Machine::new(kvm, &code.image()).device(Balloon::new(&config, 32).unwrap()).run());
 }
 
 #[test]

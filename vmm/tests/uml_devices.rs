@@ -125,6 +125,17 @@ fn a_port_that_the_host_does_not_have_is_refused() {
 }
 
 #[test]
+fn what_the_guest_prints_on_its_console_is_in_the_report() {
+    let kernel = kernel_or_skip!();
+    let mut machine = Setup::new(&kernel, "console").boot();
+    machine.expect("printed");
+    let report = machine.ended();
+    assert_eq!(report.reason, ExitReason::Shutdown);
+    assert!(report.console.contains("line 0 of the console\n"), "{}", report.console);
+    assert!(report.console.contains("line 99 of the console\n"), "{}", report.console);
+}
+
+#[test]
 fn round_trips_take_microseconds() {
     let kernel = kernel_or_skip!();
     let mut machine = Setup::new(&kernel, "ping").boot();

@@ -30,7 +30,8 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::virtio::{DeviceError, Interrupt, Io, VirtioDevice};
+use crate::virtio::command::{Command, CommandError, Counter};
+use crate::virtio::{DeviceError, Interrupt, Io, NoDriver, VirtioDevice};
 
 /// Bytes of address space of one device.
 pub const REGION_BYTES: u64 = 0x1000;
@@ -188,6 +189,27 @@ impl MmioDevice {
         self.event(|device, io| device.host_event(io));
     }
 
+    /// The supervisor asks for a change of the device.
+    ///
+    /// # Errors
+    /// The device refuses it.
+    pub fn command(&self, command: &Command) -> Result<(), CommandError> {
+        let mut state = self.lock();
+        if state.is_active() {
+            return state.device.command(command, &*self.line);
+        }
+        let outcome = state.device.command(command, &NoDriver);
+        // A driver that is just reading the configuration must notice that it is another now.
+        self.line.generation.fetch_add(1, Ordering::SeqCst);
+        outcome
+    }
+
+    /// What the device has counted.
+    #[must_use]
+    pub fn counters(&self) -> Vec<Counter> {
+        self.lock().device.counters()
+    }
+
     fn event(&self, serve: impl FnOnce(&mut dyn VirtioDevice, &mut Io<'_>) -> Result<(), DeviceError>) {
         let mut state = self.lock();
         if !state.is_active() {
@@ -233,9 +255,15 @@ impl MmioDevice {
         }
     }
 
-    /// The driver writes a register. What does not exist, has the wrong width or comes at the wrong time is ignored; the
-    /// configuration space has nothing to write.
+    /// The driver writes a register. What does not exist, has the wrong width or comes at the wrong time is ignored; so is
+    /// what is written to the configuration space, but for the few fields that are the driver's.
     pub fn write(&self, offset: u64, data: &[u8]) {
+        if offset >= u64::from(VIRTIO_MMIO_CONFIG) {
+            if let Ok(offset) = usize::try_from(offset - u64::from(VIRTIO_MMIO_CONFIG)) {
+                self.lock().write_config(offset, data);
+            }
+            return;
+        }
         let (Ok(register), Ok(data)) = (u32::try_from(offset), <[u8; 4]>::try_from(data)) else {
             return;
         };
@@ -342,6 +370,12 @@ impl State {
         }
         self.device.set_features(self.accepted);
         true
+    }
+
+    fn write_config(&mut self, offset: usize, data: &[u8]) {
+        if self.has(VIRTIO_CONFIG_S_DRIVER) {
+            self.device.write_config(offset, data);
+        }
     }
 
     fn selected(&self) -> Option<usize> {

@@ -4,7 +4,8 @@
 //! the guest kernel of the `uml` accelerator) is hostile: a message that breaks the protocol ends its machine, nothing
 //! that it sends or leaves unsent blocks the loop, and what it maps or names is checked before it is used.
 //!
-//! Offered is only what is needed: CONFIG, for the configuration space. REPLY_ACK is left out on purpose: without it
+//! Offered is only what is needed: CONFIG, for the configuration space, and for devices that change it BACKEND_REQ, to say so.
+//! REPLY_ACK is left out on purpose: without it
 //! the front-end need not wait for each of the ~20 messages that set up a device, which costs two process switches each;
 //! the messages stay in order, and a bad one ends the machine either way. That is also why `vhost`'s own request
 //! handler is not used: it always offers REPLY_ACK, and it blocks until a message is complete.
@@ -31,6 +32,7 @@ use vm_memory::GuestAddress;
 use self::calls::Calls;
 use self::memory::Memory;
 use self::wire::{Body, Message, Wire};
+use crate::virtio::command::{Command, CommandError, Counter};
 use crate::virtio::{DeviceError, Io, VirtioDevice};
 
 /// Most bytes of configuration space in one message (vhost-user: VHOST_USER_MAX_CONFIG_SIZE).
@@ -148,6 +150,20 @@ impl Backend {
         self.listener.is_none()
     }
 
+    /// The supervisor asks for a change of the device.
+    ///
+    /// # Errors
+    /// The device refuses it.
+    pub fn command(&mut self, command: &Command) -> Result<(), CommandError> {
+        self.device.command(command, &self.calls)
+    }
+
+    /// What the device has counted.
+    #[must_use]
+    pub fn counters(&self) -> Vec<Counter> {
+        self.device.counters()
+    }
+
     /// Serves what is still in the queues. For the end of the machine, when the driver's last kick may be unseen.
     pub fn finish(&mut self) {
         for index in 0..self.queues.len() {
@@ -172,6 +188,12 @@ impl Backend {
         self.device.features() | 1 << VIRTIO_F_VERSION_1 | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
+    fn protocol_features(&self) -> u64 {
+        let channel = VhostUserProtocolFeatures::BACKEND_REQ;
+        let channel = if self.device.changes_config() { channel.bits() } else { 0 };
+        VhostUserProtocolFeatures::CONFIG.bits() | channel
+    }
+
     fn queue(&mut self, index: u32) -> Result<&mut Queue, Refusal> {
         let index = usize::try_from(index).unwrap_or(usize::MAX);
         self.queues.get_mut(index).ok_or_else(|| Refusal::from("a queue that the device does not have"))
@@ -191,6 +213,7 @@ impl Backend {
                 | FrontendReq::SET_VRING_KICK
                 | FrontendReq::SET_VRING_CALL
                 | FrontendReq::SET_VRING_ERR
+                | FrontendReq::SET_BACKEND_REQ_FD
         );
         if !files.is_empty() && !wants_files {
             return Err("descriptors where none belong".into());
@@ -207,11 +230,19 @@ impl Backend {
             }
             FrontendReq::GET_PROTOCOL_FEATURES => {
                 body.end()?;
-                self.reply(request, &VhostUserProtocolFeatures::CONFIG.bits().to_le_bytes())
+                self.reply(request, &self.protocol_features().to_le_bytes())
             }
             FrontendReq::SET_PROTOCOL_FEATURES => {
-                let unknown = body.u64_only()? & !VhostUserProtocolFeatures::CONFIG.bits();
+                let unknown = body.u64_only()? & !self.protocol_features();
                 if unknown == 0 { Ok(()) } else { Err("a protocol feature that was not offered".into()) }
+            }
+            FrontendReq::SET_BACKEND_REQ_FD if self.device.changes_config() => {
+                body.end()?;
+                match <[File; 1]>::try_from(files) {
+                    Ok([channel]) => self.calls.set_channel(channel),
+                    Err(_) => return Err("a channel without its descriptor".into()),
+                }
+                Ok(())
             }
             FrontendReq::SET_MEM_TABLE => {
                 if self.queues.iter().any(Queue::ready) {
@@ -258,8 +289,7 @@ impl Backend {
                 self.reply(request, &reply)
             }
             FrontendReq::GET_CONFIG => self.get_config(body),
-            // No device has configuration that its driver may write.
-            FrontendReq::SET_CONFIG => Ok(()),
+            FrontendReq::SET_CONFIG => self.set_config(body),
             other => Err(Refusal::Protocol(format!("request {other:?}, which was not offered"))),
         }
     }
@@ -367,6 +397,15 @@ impl Backend {
         reply.resize(12 + size as usize, 0);
         self.device.read_config(offset as usize, &mut reply[12..]);
         self.reply(FrontendReq::GET_CONFIG, &reply)
+    }
+
+    fn set_config(&mut self, mut body: Body) -> Result<(), Refusal> {
+        let (offset, size, _flags) = (body.u32()?, body.u32()?, body.u32()?);
+        if size > MAX_CONFIG || offset > MAX_CONFIG || body.rest() != size as usize {
+            return Err("a configuration space of impossible size".into());
+        }
+        self.device.write_config(offset as usize, body.remaining());
+        Ok(())
     }
 
     fn reply(&self, request: FrontendReq, body: &[u8]) -> Result<(), Refusal> {

@@ -5,11 +5,20 @@
 //! devices need not look again.
 
 use std::ops::Deref;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, VolatileSlice};
 
 use super::DeviceError;
+
+/// Layout of the rings (virtio 1.2 sections 2.7.6 and 2.7.8): bytes before the elements, bytes of an element.
+const AVAILABLE_HEADER: u64 = 4;
+const AVAILABLE_ELEMENT: u64 = 2;
+const USED_HEADER: u64 = 4;
+const USED_ELEMENT: u64 = 8;
+/// The available ring's flag by which a driver asks not to be interrupted.
+const NO_INTERRUPT: u16 = 1;
 
 /// One run of guest memory that a descriptor names. Not yet known to exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +52,11 @@ impl Buffer {
     fn push(&mut self, segment: Segment) {
         self.length += u64::from(segment.length);
         self.segments.push(segment);
+    }
+
+    /// Address and length in bytes of each descriptor, in order. Not yet known to exist.
+    pub fn ranges(&self) -> impl Iterator<Item = (GuestAddress, u64)> + '_ {
+        self.segments.iter().map(|segment| (segment.address, u64::from(segment.length)))
     }
 
     /// The parts that make up `length` bytes from `offset`; fewer where the buffer ends.
@@ -176,4 +190,55 @@ pub fn answer(
     written: u32,
 ) -> Result<(), DeviceError> {
     queue.add_used(memory, head, written).map_err(DeviceError::from)
+}
+
+/// Puts several answers into the used ring such that the driver sees either none of them or all: for one frame that fills
+/// several buffers. Whether the driver wants an interrupt is then a question for [`wants_interrupt`].
+///
+/// # Errors
+/// The used ring cannot be written.
+pub fn answer_together(
+    queue: &mut Queue,
+    memory: &GuestMemoryMmap,
+    answers: &[(u16, u32)],
+) -> Result<(), DeviceError> {
+    let Some(((head, written), earlier)) = answers.split_last() else { return Ok(()) };
+    let size = queue.size();
+    let first = queue.next_used();
+    for (position, (head, written)) in (0u16..).zip(earlier) {
+        let slot = first.wrapping_add(position) % size;
+        let address = queue.used_ring().checked_add(USED_HEADER + USED_ELEMENT * u64::from(slot));
+        let address = GuestAddress(address.ok_or(QueueError::AddressOverflow)?);
+        let mut element = [0; 8];
+        element[..4].copy_from_slice(&u32::from(*head).to_le_bytes());
+        element[4..].copy_from_slice(&written.to_le_bytes());
+        memory.write_slice(&element, address)?;
+    }
+    let count = u16::try_from(earlier.len()).map_err(|_| QueueError::InvalidChain)?;
+    queue.set_next_used(first.wrapping_add(count));
+    // The last one moves the index past all of them.
+    answer(queue, memory, *head, *written)
+}
+
+/// Whether the driver wants an interrupt for what was answered since the used index was `before` (section 2.7.7).
+///
+/// # Errors
+/// The available ring cannot be read.
+pub fn wants_interrupt(queue: &Queue, memory: &GuestMemoryMmap, before: u16) -> Result<bool, DeviceError> {
+    let now = queue.next_used();
+    if now == before {
+        return Ok(false);
+    }
+    // What was answered must be visible before the driver's wish is read.
+    fence(Ordering::SeqCst);
+    let ring = queue.avail_ring();
+    let word = |offset: u64| -> Result<u16, DeviceError> {
+        let address = GuestAddress(ring.checked_add(offset).ok_or(QueueError::AddressOverflow)?);
+        Ok(u16::from_le(memory.load(address, Ordering::Relaxed)?))
+    };
+    if queue.event_idx_enabled() {
+        let wished = word(AVAILABLE_HEADER + AVAILABLE_ELEMENT * u64::from(queue.size()))?;
+        return Ok(now.wrapping_sub(wished).wrapping_sub(1) < now.wrapping_sub(before));
+    }
+    Ok(word(0)? & NO_INTERRUPT == 0)
 }

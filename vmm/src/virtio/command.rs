@@ -17,6 +17,13 @@ pub enum Command {
         /// What the guest sends.
         send: RateLimit,
     },
+    /// A new size of the balloon: so much of its memory the guest shall give back.
+    ResizeBalloon {
+        /// The size in MiB, at most the guest's memory.
+        mib: u32,
+    },
+    /// Asks the guest for new statistics of its memory; they are among the balloon's counters once it has answered.
+    AskStatistics,
     /// Plugs the cable of a network interface in, or pulls it.
     SetLink {
         /// In.

@@ -4,10 +4,14 @@
 //! for the length of one event as [`Io`]. A device therefore holds only its own state, and is the same over
 //! virtio-mmio, over vhost-user and under a fuzzer.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod command;
+pub mod console;
+pub mod fs;
 pub mod limiter;
+pub mod net;
 pub mod rng;
 pub mod serve;
 pub(crate) mod sys;
@@ -29,6 +33,16 @@ pub trait Interrupt: Send + Sync {
     fn queue_used(&self, index: usize);
     /// The configuration space changed. Must not block.
     fn config_changed(&self);
+}
+
+/// For a device that has no driver: what it does is told to nobody.
+#[derive(Debug, Clone, Copy)]
+pub struct NoDriver;
+
+impl Interrupt for NoDriver {
+    fn queue_used(&self, _index: usize) {}
+
+    fn config_changed(&self) {}
 }
 
 /// What a transport lends to a device for one event.
@@ -78,6 +92,14 @@ pub trait VirtioDevice: Send {
 
     /// Reads configuration space. Bytes beyond its end read as zero.
     fn read_config(&self, offset: usize, data: &mut [u8]);
+
+    /// The driver writes configuration space. What may not be written is ignored.
+    fn write_config(&mut self, _offset: usize, _data: &[u8]) {}
+
+    /// Whether the configuration space ever changes, and so the transport needs a way to tell of it.
+    fn changes_config(&self) -> bool {
+        false
+    }
 
     /// The driver notified queue `index`: serve what it holds.
     ///

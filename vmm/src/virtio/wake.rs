@@ -58,15 +58,22 @@ impl Wake {
         Ok(Self { epoll, again, timer, due: None })
     }
 
-    /// Watches a descriptor of the device's, for reading and for room to write. `source` is below 32; the descriptor stays
-    /// watched until it is closed or [`Self::unwatch`]ed.
+    /// Watches a descriptor of the device's for reading. `source` is below 32; the descriptor stays watched until it is closed
+    /// or [`Self::unwatch`]ed.
     ///
     /// # Errors
     /// The descriptor cannot be watched.
     pub fn watch(&self, descriptor: BorrowedFd<'_>, source: u32) -> io::Result<()> {
-        let events =
-            EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
-        Ok(self.epoll.add(descriptor, EpollEvent::new(events, OWN + u64::from(source)))?)
+        Ok(self.epoll.add(descriptor, EpollEvent::new(interest(false), OWN + u64::from(source)))?)
+    }
+
+    /// Watches a descriptor for room to write as well, or no longer. Only while it is full: a socket tells of room whenever the
+    /// other end has read something.
+    ///
+    /// # Errors
+    /// The descriptor is not watched, or the host is out of memory.
+    pub fn watch_room(&self, descriptor: BorrowedFd<'_>, source: u32, room: bool) -> io::Result<()> {
+        Ok(self.epoll.modify(descriptor, &mut EpollEvent::new(interest(room), OWN + u64::from(source)))?)
     }
 
     /// No longer watches a descriptor.
@@ -131,6 +138,11 @@ impl Wake {
         }
         Ok(woken)
     }
+}
+
+fn interest(room: bool) -> EpollFlags {
+    let reading = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+    if room { reading | EpollFlags::EPOLLOUT } else { reading }
 }
 
 fn borrow<T: AsRawFd>(owner: &T) -> BorrowedFd<'_> {

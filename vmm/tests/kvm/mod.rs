@@ -9,11 +9,12 @@ pub mod files;
 
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vmm::config::{Accelerator, Fd, MachineConfig};
+use vmm::config::{Accelerator, Fd, MachineConfig, NetBackend, NetConfig, RateLimit};
 use vmm::console::ConsoleRing;
 use vmm::control::{ControlSocket, Event, ExitReport, Request};
 use vmm::kvm;
@@ -21,6 +22,7 @@ use vmm::machine::Parts;
 use vmm::virtio::VirtioDevice;
 use vmm::virtio::block::Block;
 use vmm::virtio::block::extents::Extent;
+use vmm::virtio::net::Net;
 
 use self::files::memfd;
 
@@ -75,6 +77,22 @@ impl Machine {
         self
     }
 
+    /// Adds a network interface; returns the other end of its cable.
+    pub fn net(self, mac: [u8; 6]) -> (Self, OwnedFd) {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+        let (ours, peer) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let config = NetConfig {
+            mac,
+            mtu: 1500,
+            backend: NetBackend::Socket { socket: Fd(0), headers: false },
+            check_source: true,
+            receive: RateLimit::default(),
+            send: RateLimit::default(),
+        };
+        (self.device(Net::new(0, &config, ours).unwrap()), peer)
+    }
+
     /// Adds any device.
     pub fn device(mut self, device: impl VirtioDevice + 'static) -> Self {
         self.devices.push(Box::new(device));
@@ -101,6 +119,10 @@ impl Machine {
             cmdline: self.cmdline,
             kvm: Some(Fd(2)),
             disks: Vec::new(),
+            nets: Vec::new(),
+            shares: Vec::new(),
+            balloon: None,
+            console: false,
             vsock: None,
         };
         let parts = Parts {

@@ -21,7 +21,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use vmm::config::{
-    Accelerator, DiskConfig, ExtentConfig, Fd, MachineConfig, RateLimit, VsockConfig, VsockPort,
+    Accelerator, BalloonConfig, DiskConfig, ExtentConfig, Fd, MachineConfig, NetBackend, NetConfig,
+    RateLimit, ShareConfig, VsockConfig, VsockPort,
 };
 use vmm::control::{ControlSocket, Event, ExitReport, Request};
 
@@ -126,13 +127,28 @@ pub struct Setup {
     pub memory_mib: u32,
     pub disk: Option<(OwnedFd, u64, bool)>,
     pub listen: bool,
+    /// Network interfaces: the cable's end, and the description without its descriptor.
+    pub nets: Vec<(OwnedFd, NetConfig)>,
+    /// Shared folders: tag, and the socket of the server.
+    pub shares: Vec<(&'static str, OwnedFd)>,
+    pub balloon: Option<BalloonConfig>,
     /// Run the VMM as this user.
     pub uid: Option<u32>,
 }
 
 impl Setup {
     pub fn new(kernel: &Path, test: &'static str) -> Self {
-        Self { kernel: kernel.to_owned(), test, memory_mib: 64, disk: None, listen: false, uid: None }
+        Self {
+            kernel: kernel.to_owned(),
+            test,
+            memory_mib: 64,
+            disk: None,
+            listen: false,
+            nets: Vec::new(),
+            shares: Vec::new(),
+            balloon: None,
+            uid: None,
+        }
     }
 
     /// Starts the VMM and sends it the machine.
@@ -157,6 +173,18 @@ impl Setup {
             descriptors.push(listener.as_fd());
             Fd(descriptors.len() as u32 - 1)
         });
+        let mut shares = Vec::new();
+        for (tag, socket) in &self.shares {
+            descriptors.push(socket.as_fd());
+            shares.push(ShareConfig { tag: (*tag).to_owned(), socket: Fd(descriptors.len() as u32 - 1) });
+        }
+        let mut nets = Vec::new();
+        for (cable, net) in &self.nets {
+            descriptors.push(cable.as_fd());
+            let socket = Fd(descriptors.len() as u32 - 1);
+            let NetBackend::Socket { headers, .. } = net.backend else { panic!("tests have sockets only") };
+            nets.push(NetConfig { backend: NetBackend::Socket { socket, headers }, ..net.clone() });
+        }
         let config = MachineConfig {
             accelerator: Accelerator::Uml,
             memory_mib: self.memory_mib,
@@ -166,6 +194,10 @@ impl Setup {
             cmdline: format!("test={}", self.test),
             kvm: None,
             disks: disks.into_iter().collect(),
+            nets,
+            shares,
+            balloon: self.balloon,
+            console: true,
             vsock: Some(VsockConfig {
                 guest_cid: 3,
                 listener: listener_fd,
@@ -240,6 +272,16 @@ impl Machine {
         let mut bytes = vec![0; text.len()];
         self.stream.read_exact(&mut bytes).unwrap();
         assert_eq!(String::from_utf8_lossy(&bytes), text);
+    }
+
+    /// Reads a line from the guest.
+    pub fn line(&self) -> String {
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while (&self.stream).read(&mut byte).unwrap() == 1 && byte != *b"\n" {
+            line.push(byte[0]);
+        }
+        String::from_utf8(line).unwrap()
     }
 
     /// A client's connection to the guest's port.

@@ -2,6 +2,8 @@ use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 use vm_memory::Bytes;
 
 use super::*;
+use crate::config::{Fd, NetBackend, NetConfig, RateLimit};
+use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
 
 const DESCRIPTORS: u64 = 0x1000;
@@ -24,11 +26,14 @@ struct Guest {
 
 impl Guest {
     fn new() -> Self {
+        Self::with(Box::new(Rng::new().unwrap()))
+    }
+
+    fn with(device: Box<dyn VirtioDevice>) -> Self {
         let end = usize::try_from(END).unwrap();
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), end)]).unwrap();
         let irq = EventFd::new(EFD_NONBLOCK).unwrap();
-        let rng = Box::new(Rng::new().unwrap());
-        let device = MmioDevice::new(rng, memory.clone(), irq.try_clone().unwrap()).unwrap();
+        let device = MmioDevice::new(device, memory.clone(), irq.try_clone().unwrap()).unwrap();
         Self { memory, device, irq }
     }
 
@@ -264,4 +269,37 @@ fn events_before_driver_ok_are_ignored() {
     guest.request(0x5000);
     guest.device.host_event();
     assert_eq!(guest.used(), 0);
+}
+
+#[test]
+fn a_command_changes_the_configuration_and_interrupts_only_a_driver() {
+    let (cable, _peer) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    let config = NetConfig {
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: 1500,
+        backend: NetBackend::Socket { socket: Fd(0), headers: false },
+        check_source: true,
+        receive: RateLimit::default(),
+        send: RateLimit::default(),
+    };
+    let guest = Guest::with(Box::new(Net::new(0, &config, cable.into()).unwrap()));
+    let link = |guest: &Guest| {
+        let mut status = [0; 2];
+        guest.device.read(u64::from(VIRTIO_MMIO_CONFIG) + 6, &mut status);
+        status
+    };
+    assert_eq!(link(&guest), [1, 0]);
+    guest.device.command(&Command::SetLink { up: false }).unwrap();
+    assert_eq!(link(&guest), [0, 0]);
+    assert_eq!(guest.read(VIRTIO_MMIO_CONFIG_GENERATION), 1);
+    assert!(guest.irq.read().is_err());
+    assert_eq!(guest.read(VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+    guest.go();
+    guest.device.command(&Command::SetLink { up: true }).unwrap();
+    assert_eq!(link(&guest), [1, 0]);
+    assert_eq!(guest.read(VIRTIO_MMIO_CONFIG_GENERATION), 2);
+    assert_eq!(guest.irq.read().unwrap(), 1);
+    assert_eq!(guest.read(VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_CONFIG);
+    guest.device.command(&Command::LimitDisk(RateLimit::default())).unwrap_err();
+    assert_eq!(guest.device.counters()[0], ("received_frames", 0));
 }

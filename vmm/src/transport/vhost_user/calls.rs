@@ -9,32 +9,50 @@ use std::os::fd::AsFd;
 
 use crate::virtio::Interrupt;
 
-/// The call descriptors of a device's queues.
-pub struct Calls(Vec<Option<File>>);
+/// VHOST_USER_BACKEND_CONFIG_CHANGE_MSG: request 2, version 1, no body.
+const CONFIG_CHANGE: [u8; 12] = [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+
+/// The call descriptors of a device's queues, and the channel for what concerns all of it.
+pub struct Calls {
+    queues: Vec<Option<File>>,
+    channel: Option<File>,
+}
 
 impl Calls {
     pub fn new(queues: usize) -> Self {
-        Self((0..queues).map(|_| None).collect())
+        Self { queues: (0..queues).map(|_| None).collect(), channel: None }
     }
 
     /// Replaces a queue's descriptor. The index is the caller's to check.
     pub fn set(&mut self, queue: usize, file: Option<File>) {
-        self.0[queue] = file;
+        self.queues[queue] = file;
+    }
+
+    /// Replaces the channel.
+    pub fn set_channel(&mut self, file: File) {
+        self.channel = Some(file);
     }
 }
 
 impl Interrupt for Calls {
     fn queue_used(&self, index: usize) {
-        let Some(Some(file)) = self.0.get(index) else { return };
-        // A full pipe holds interrupts that the guest has not seen yet, and an error is its own doing.
-        match write_without_waiting(file, &1u64.to_ne_bytes()) {
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => write_if_ready(file),
-            _ => {}
+        if let Some(Some(file)) = self.queues.get(index) {
+            tell(file, &1u64.to_ne_bytes());
         }
     }
 
     fn config_changed(&self) {
-        // Needs the back-end's own channel, which is not offered: no device changes its configuration yet.
+        if let Some(file) = &self.channel {
+            tell(file, &CONFIG_CHANGE);
+        }
+    }
+}
+
+fn tell(file: &File, bytes: &[u8]) {
+    // A full pipe holds what the guest has not seen yet, and an error is its own doing.
+    match write_without_waiting(file, bytes) {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => write_if_ready(file, bytes),
+        _ => {}
     }
 }
 
@@ -47,10 +65,10 @@ fn write_without_waiting(file: &File, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// For kernels whose pipes do not know RWF_NOWAIT.
-fn write_if_ready(mut file: &File) {
+fn write_if_ready(mut file: &File, bytes: &[u8]) {
     let mut polled = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
     let ready = poll(&mut polled, PollTimeout::ZERO).is_ok_and(|count| count == 1);
     if ready {
-        let _ = io::Write::write(&mut file, &1u64.to_ne_bytes());
+        let _ = io::Write::write(&mut file, bytes);
     }
 }

@@ -7,11 +7,15 @@ use std::io::{IoSlice, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use event_manager::{EventManager, SubscriberOps};
+use event_manager::{EventManager, SubscriberId, SubscriberOps};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 use super::{Backend, FaultSlot};
+use crate::config::{Fd, NetBackend, NetConfig, RateLimit};
+use crate::virtio::VirtioDevice;
+use crate::virtio::command::Command;
+use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
 
 const RAM: u64 = 1 << 20;
@@ -31,10 +35,12 @@ const SET_VRING_CALL: u32 = 13;
 const GET_PROTOCOL_FEATURES: u32 = 15;
 const SET_PROTOCOL_FEATURES: u32 = 16;
 const SET_VRING_ENABLE: u32 = 18;
+const SET_BACKEND_REQ_FD: u32 = 21;
 const GET_CONFIG: u32 = 24;
 
 struct FrontEnd {
     manager: EventManager<Backend>,
+    backend: SubscriberId,
     faults: FaultSlot,
     socket: UnixStream,
     ram: File,
@@ -51,18 +57,22 @@ fn double_words(values: &[u64]) -> Vec<u8> {
 
 impl FrontEnd {
     fn new() -> Self {
+        Self::with(Box::new(Rng::new().unwrap()))
+    }
+
+    fn with(device: Box<dyn VirtioDevice>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
         listener.set_nonblocking(true).unwrap();
         let faults = FaultSlot::default();
-        let backend = Backend::new(Box::new(Rng::new().unwrap()), listener, RAM, faults.clone()).unwrap();
+        let backend = Backend::new(device, listener, RAM, faults.clone()).unwrap();
         let mut manager = EventManager::new().unwrap();
-        manager.add_subscriber(backend);
+        let backend = manager.add_subscriber(backend);
         let socket = UnixStream::connect(&path).unwrap();
         let ram = tempfile::tempfile().unwrap();
         ram.set_len(RAM).unwrap();
-        let mut front_end = Self { manager, faults, socket, ram, _directory: directory };
+        let mut front_end = Self { manager, backend, faults, socket, ram, _directory: directory };
         front_end.turn();
         front_end
     }
@@ -181,6 +191,45 @@ fn a_device_works_from_first_message_to_interrupt() {
     // In use, nothing may change.
     it.send(SET_VRING_NUM, &words(&[0, 128]), &[]);
     it.assert_fault("in use");
+}
+
+fn net() -> FrontEnd {
+    let (cable, _) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    let config = NetConfig {
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: 1500,
+        backend: NetBackend::Socket { socket: Fd(0), headers: false },
+        check_source: true,
+        receive: RateLimit::default(),
+        send: RateLimit::default(),
+    };
+    FrontEnd::with(Box::new(Net::new(0, &config, cable.into()).unwrap()))
+}
+
+#[test]
+fn a_change_of_configuration_is_told_on_the_channel() {
+    let mut it = net();
+    it.send(GET_PROTOCOL_FEATURES, &[], &[]);
+    assert_eq!(it.reply(), (GET_PROTOCOL_FEATURES, double_words(&[1 << 5 | 1 << 9])));
+    it.send(SET_PROTOCOL_FEATURES, &double_words(&[1 << 5 | 1 << 9]), &[]);
+    let pull = |it: &mut FrontEnd, up| {
+        it.manager.subscriber_mut(it.backend).unwrap().command(&Command::SetLink { up }).unwrap();
+    };
+    // Without a channel, nobody is told, and nothing breaks.
+    pull(&mut it, false);
+    let (mut channel, writer) = std::io::pipe().unwrap();
+    it.send(SET_BACKEND_REQ_FD, &[], &[writer.as_raw_fd()]);
+    assert_eq!(it.fault(), None);
+    pull(&mut it, true);
+    let mut message = [0; 12];
+    channel.read_exact(&mut message).unwrap();
+    assert_eq!(message.to_vec(), words(&[2, 1, 0]));
+    // The guest leaves them unread: then they are not told, and nobody waits.
+    for up in [false, true].repeat(5000) {
+        pull(&mut it, up);
+    }
+    it.send(SET_BACKEND_REQ_FD, &[], &[]);
+    it.assert_fault("without its descriptor");
 }
 
 #[test]

@@ -157,6 +157,11 @@ impl Body {
         self.take().map(u64::from_le_bytes)
     }
 
+    /// What is left.
+    pub fn remaining(&self) -> &[u8] {
+        &self.bytes[self.read..]
+    }
+
     /// Bytes left.
     pub fn rest(&self) -> usize {
         self.bytes.len() - self.read

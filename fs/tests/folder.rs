@@ -1,0 +1,551 @@
+//! A server in its jail, spoken to as a guest's kernel speaks, and as one that would like to get out.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
+
+use std::ffi::CString;
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socketpair, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+const LOOKUP: u32 = 1;
+const FORGET: u32 = 2;
+const GETATTR: u32 = 3;
+const SETATTR: u32 = 4;
+const READLINK: u32 = 5;
+const SYMLINK: u32 = 6;
+const MKNOD: u32 = 8;
+const MKDIR: u32 = 9;
+const UNLINK: u32 = 10;
+const RMDIR: u32 = 11;
+const RENAME: u32 = 12;
+const LINK: u32 = 13;
+const OPEN: u32 = 14;
+const READ: u32 = 15;
+const WRITE: u32 = 16;
+const GETXATTR: u32 = 22;
+const INIT: u32 = 26;
+const OPENDIR: u32 = 27;
+const READDIR: u32 = 28;
+const CREATE: u32 = 35;
+const DESTROY: u32 = 38;
+const ROOT: u64 = 1;
+
+/// How long an answer may take on a busy host.
+const PATIENCE: i64 = 30;
+
+struct Server {
+    child: Child,
+    socket: OwnedFd,
+    /// The folder lies in a directory that has more in it than the folder.
+    outside: tempfile::TempDir,
+    next: u64,
+    uid: u32,
+}
+
+struct Options {
+    read_only: bool,
+    files: Option<u64>,
+    user: Option<u32>,
+}
+
+const PLAIN: Options = Options { read_only: false, files: None, user: None };
+
+impl Server {
+    fn new(options: &Options) -> Self {
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("secret"), "outside").unwrap();
+        let folder = outside.path().join("folder");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("file"), "content").unwrap();
+        fs::create_dir(folder.join("sub")).unwrap();
+        fs::write(folder.join("sub/inner"), "inner").unwrap();
+        symlink(outside.path(), folder.join("out")).unwrap();
+        symlink("../secret", folder.join("secret")).unwrap();
+        let path = CString::new(folder.join("fifo").to_str().unwrap()).unwrap();
+        // SAFETY: the path is ours.
+        assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o666) }, 0);
+        if let Some(user) = options.user {
+            fs::set_permissions(outside.path(), fs::Permissions::from_mode(0o755)).unwrap();
+            for name in ["", "file", "sub", "sub/inner"] {
+                std::os::unix::fs::chown(folder.join(name), Some(user), Some(user)).unwrap();
+            }
+        }
+        let (socket, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE)).unwrap();
+        let directory = OwnedFd::from(fs::File::open(&folder).unwrap());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-fs"));
+        command.args(["--socket", "10", "--folder", "11"]);
+        if options.read_only {
+            command.arg("--read-only");
+        }
+        if let Some(user) = options.user {
+            command.uid(user).gid(user);
+        }
+        let (from, files) = ([theirs.as_raw_fd(), directory.as_raw_fd()], options.files);
+        // SAFETY: system calls that are async-signal-safe.
+        unsafe {
+            command.pre_exec(move || {
+                // Neither number is one of these descriptors': they are low.
+                for (from, to) in from.into_iter().zip([10, 11]) {
+                    if libc::dup2(from, to) < 0 {
+                        return Err(std::io::Error::last_os_error());
+                    }
+                }
+                if let Some(files) = files {
+                    let limit = libc::rlimit { rlim_cur: files, rlim_max: files };
+                    libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+                }
+                Ok(())
+            });
+        }
+        let child = command.spawn().unwrap();
+        Self { child, socket, outside, next: 1, uid: 0 }
+    }
+
+    /// A server that a guest has mounted; `None` if this host's users may not have namespaces.
+    fn mounted(options: &Options) -> Option<Self> {
+        let mut server = Self::new(options);
+        let mut init = words(&[7, 31, 65536, u32::MAX]);
+        init.extend([0; 48]);
+        let (error, body) = server.try_call(INIT, 0, &init)?;
+        assert_eq!(error, 0);
+        // Neither larger requests nor anything of the second word of features.
+        assert_eq!(word(&body, 12) & (1 << 22 | 1 << 30), 0);
+        Some(server)
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.outside.path().join("folder")
+    }
+
+    fn send(&mut self, operation: u32, node: u64, body: &[u8]) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        let mut request = words(&[40 + body.len() as u32, operation]);
+        request.extend(id.to_le_bytes());
+        request.extend(node.to_le_bytes());
+        request.extend(words(&[self.uid, self.uid, 1, 0]));
+        request.extend(body);
+        self.send_raw(&request);
+        id
+    }
+
+    fn send_raw(&self, bytes: &[u8]) {
+        send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL).unwrap();
+    }
+
+    /// Error (positive) and body; `None` if the server is gone.
+    fn try_call(&mut self, operation: u32, node: u64, body: &[u8]) -> Option<(i32, Vec<u8>)> {
+        let id = self.send(operation, node, body);
+        loop {
+            let mut answer = vec![0; 1 << 18];
+            let length = recv(self.socket.as_raw_fd(), &mut answer, MsgFlags::empty()).unwrap_or(0);
+            if length == 0 {
+                return None;
+            }
+            answer.truncate(length);
+            assert_eq!(word(&answer, 0) as usize, length);
+            // A malformed request may be answered twice; the VMM's device passes over the second.
+            let of = double(&answer, 8);
+            assert!(of <= id, "an answer to nothing");
+            if of == id {
+                return Some((-(word(&answer, 4) as i32), answer[16..].to_vec()));
+            }
+        }
+    }
+
+    fn call(&mut self, operation: u32, node: u64, body: &[u8]) -> Result<Vec<u8>, i32> {
+        match self.try_call(operation, node, body).expect("the server is gone") {
+            (0, body) => Ok(body),
+            (error, _) => Err(error),
+        }
+    }
+
+    /// Node and host's inode of a name.
+    fn lookup(&mut self, parent: u64, name: &str) -> Result<(u64, u64), i32> {
+        let body = self.call(LOOKUP, parent, &text(&[name]))?;
+        Ok((double(&body, 0), double(&body, 40)))
+    }
+
+    fn open(&mut self, node: u64, flags: i32) -> Result<u64, i32> {
+        self.call(OPEN, node, &words(&[flags as u32, 0])).map(|body| double(&body, 0))
+    }
+
+    fn read(&mut self, node: u64, handle: u64) -> Result<Vec<u8>, i32> {
+        let mut body = [handle, 0].map(u64::to_le_bytes).concat();
+        body.extend(words(&[4096, 0, 0, 0, 0, 0]));
+        self.call(READ, node, &body)
+    }
+
+    /// Everything of the server's own process, which is a child of the one that was started.
+    fn status(&self, name: &str) -> String {
+        let pid = self.pid();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("no such line");
+        line.trim_start_matches(':').trim().to_owned()
+    }
+
+    fn pid(&self) -> u32 {
+        let outer = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).unwrap();
+        children.split_ascii_whitespace().next().unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn words(values: &[u32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+fn text(names: &[&str]) -> Vec<u8> {
+    names.iter().flat_map(|name| name.bytes().chain([0])).collect()
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+fn double(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+fn with(head: &[u8], names: &[&str]) -> Vec<u8> {
+    [head, &text(names)].concat()
+}
+
+/// Everything below a directory, as paths with kinds, sizes and links.
+fn tree(path: &Path) -> Vec<String> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(path).unwrap() {
+        let path = entry.unwrap().path();
+        let meta = fs::symlink_metadata(&path).unwrap();
+        all.push(format!("{} {:o} {} {}", path.display(), meta.mode(), meta.len(), meta.nlink()));
+        if meta.is_dir() {
+            all.extend(tree(&path));
+        }
+    }
+    all.sort();
+    all
+}
+
+#[test]
+fn files_are_read_written_made_and_removed() {
+    let mut server = Server::mounted(&PLAIN).unwrap();
+    let folder = server.folder();
+    let (file, inode) = server.lookup(ROOT, "file").unwrap();
+    assert_eq!(inode, fs::metadata(folder.join("file")).unwrap().ino());
+    let handle = server.open(file, libc::O_RDWR).unwrap();
+    assert_eq!(server.read(file, handle).unwrap(), b"content");
+    let mut write = [handle, 3].map(u64::to_le_bytes).concat();
+    write.extend(words(&[5, 0, 0, 0, 0, 0]));
+    write.extend(b"write");
+    assert_eq!(word(&server.call(WRITE, file, &write).unwrap(), 0), 5);
+    assert_eq!(fs::read(folder.join("file")).unwrap(), b"conwrite");
+
+    // As another user than root, if we are root: then the file is that user's.
+    server.uid = if nix::unistd::geteuid().is_root() { 1000 } else { 0 };
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+    let create = with(&words(&[libc::O_RDWR as u32, 0o100_644, 0, 0]), &["made"]);
+    server.call(CREATE, ROOT, &create).unwrap();
+    server.call(MKDIR, ROOT, &with(&words(&[0o755, 0]), &["directory"])).unwrap();
+    server.call(SYMLINK, ROOT, &text(&["link", "file"])).unwrap();
+    if server.uid == 1000 {
+        assert_eq!(fs::metadata(folder.join("made")).unwrap().uid(), 1000);
+        assert_eq!(fs::metadata(folder.join("directory")).unwrap().gid(), 1000);
+    }
+    assert_eq!(fs::read_link(folder.join("link")).unwrap(), Path::new("file"));
+    server.uid = 0;
+    let rename = with(&ROOT.to_le_bytes(), &["made", "renamed"]);
+    server.call(RENAME, ROOT, &rename).unwrap();
+    server.call(LINK, ROOT, &with(&file.to_le_bytes(), &["second"])).unwrap();
+    assert_eq!(fs::metadata(folder.join("file")).unwrap().nlink(), 2);
+    server.call(UNLINK, ROOT, &text(&["renamed"])).unwrap();
+    server.call(RMDIR, ROOT, &text(&["directory"])).unwrap();
+    assert!(!folder.join("renamed").exists() && !folder.join("directory").exists());
+
+    // FORGET has no answer; the next request is answered all the same.
+    server.send(FORGET, file, &1u64.to_le_bytes());
+    assert_eq!(server.call(GETXATTR, ROOT, &with(&words(&[0, 0]), &["user.x"])), Err(libc::ENOSYS));
+    let handle = double(&server.call(OPENDIR, ROOT, &words(&[0, 0])).unwrap(), 0);
+    let mut read = [handle, 0].map(u64::to_le_bytes).concat();
+    read.extend(words(&[4096, 0, 0, 0, 0, 0]));
+    let listing = server.call(READDIR, ROOT, &read).unwrap();
+    assert!(listing.windows(6).any(|part| part == b"second"));
+    // An unmount is answered, and another mount may follow.
+    server.call(DESTROY, ROOT, &[]).unwrap();
+    server.lookup(ROOT, "file").unwrap();
+}
+
+#[test]
+fn no_name_leads_out() {
+    let mut server = Server::mounted(&PLAIN).unwrap();
+    let before = tree(server.outside.path());
+    let inode = fs::metadata(server.folder()).unwrap().ino();
+    let (sub, _) = server.lookup(ROOT, "sub").unwrap();
+    // Up from a folder in it is the folder, and up from the folder is the folder.
+    for parent in [ROOT, sub] {
+        match server.lookup(parent, "..") {
+            Ok((_, up)) => assert_eq!(up, inode),
+            Err(error) => assert!([libc::EINVAL, libc::ENOENT].contains(&error), "{error}"),
+        }
+    }
+    let bad =
+        ["..", ".", "../secret", "../new", "/etc/passwd", "/", "sub/inner", "sub/../../secret", "a/b", ""];
+    for name in bad {
+        for (operation, head) in [
+            (MKDIR, words(&[0o755, 0])),
+            (MKNOD, words(&[0o100_644, 0, 0, 0])),
+            (CREATE, words(&[libc::O_RDWR as u32, 0o100_644, 0, 0])),
+            (UNLINK, vec![]),
+            (RMDIR, vec![]),
+        ] {
+            assert!(server.call(operation, ROOT, &with(&head, &[name])).is_err(), "{operation} {name:?}");
+        }
+        let pairs = [[name, "new"], ["file", name]];
+        for pair in pairs {
+            let rename = with(&ROOT.to_le_bytes(), &pair);
+            assert!(server.call(RENAME, ROOT, &rename).is_err(), "rename {pair:?}");
+        }
+        let (file, _) = server.lookup(ROOT, "file").unwrap();
+        assert!(server.call(LINK, ROOT, &with(&file.to_le_bytes(), &[name])).is_err(), "link {name:?}");
+        assert!(server.call(SYMLINK, ROOT, &text(&[name, "target"])).is_err(), "symlink {name:?}");
+        if name.contains('/') {
+            assert!(server.lookup(ROOT, name).is_err(), "{name:?}");
+        }
+    }
+    // A name without its end, and one with the end too early.
+    for body in [&b"noend"[..], b"", b"\0\0\0", b"fi\0le\0"] {
+        let _ = server.call(LOOKUP, ROOT, body);
+        let _ = server.call(UNLINK, ROOT, body);
+    }
+    assert_eq!(tree(server.outside.path()), before);
+}
+
+#[test]
+fn symbolic_links_are_not_followed() {
+    let mut server = Server::mounted(&PLAIN).unwrap();
+    let before = tree(server.outside.path());
+    for (name, target) in [("out", server.outside.path().to_owned()), ("secret", "../secret".into())] {
+        let (link, _) = server.lookup(ROOT, name).unwrap();
+        let told = server.call(READLINK, link, &[]).unwrap();
+        assert_eq!(told, target.to_str().unwrap().as_bytes());
+        assert!(server.open(link, libc::O_RDONLY).is_err());
+        assert!(server.open(link, libc::O_RDWR | libc::O_TRUNC).is_err());
+        assert!(server.call(OPENDIR, link, &words(&[0, 0])).is_err());
+        assert!(server.lookup(link, "secret").is_err());
+        let create = with(&words(&[libc::O_RDWR as u32, 0o100_644, 0, 0]), &["new"]);
+        assert!(server.call(CREATE, link, &create).is_err());
+        assert!(server.call(UNLINK, link, &text(&["secret"])).is_err());
+        // Creating over one does not write through it.
+        let over = with(&words(&[(libc::O_RDWR | libc::O_TRUNC) as u32, 0o100_644, 0, 0]), &[name]);
+        let _ = server.call(CREATE, ROOT, &over);
+        // Truncating it neither: valid is SIZE.
+        let mut size = words(&[1 << 3, 0]);
+        size.extend([0; 80]);
+        let _ = server.call(SETATTR, link, &size);
+    }
+    assert_eq!(fs::read(server.outside.path().join("secret")).unwrap(), b"outside");
+    assert_eq!(tree(server.outside.path()), before);
+}
+
+#[test]
+fn devices_are_not_made_and_special_files_not_opened() {
+    let mut server = Server::mounted(&PLAIN).unwrap();
+    for kind in [libc::S_IFCHR, libc::S_IFBLK] {
+        // Major 1, minor 3.
+        let mknod = with(&words(&[kind | 0o666, 0x103, 0, 0]), &["device"]);
+        assert_eq!(server.call(MKNOD, ROOT, &mknod), Err(libc::EPERM));
+    }
+    let (fifo, _) = server.lookup(ROOT, "fifo").unwrap();
+    // Opening it as files are opened would wait for a writer for ever.
+    assert!(server.open(fifo, libc::O_RDONLY).is_err());
+    // One that the host has put there is not opened either.
+    let device = server.folder().join("null");
+    let path = CString::new(device.to_str().unwrap()).unwrap();
+    // SAFETY: the path is ours.
+    if unsafe { libc::mknod(path.as_ptr(), libc::S_IFCHR | 0o666, libc::makedev(1, 3)) } == 0 {
+        assert!(fs::metadata(&device).unwrap().file_type().is_char_device());
+        let (node, _) = server.lookup(ROOT, "null").unwrap();
+        assert!(server.open(node, libc::O_RDWR).is_err());
+    }
+    assert!(!server.folder().join("device").exists());
+}
+
+#[test]
+fn a_read_only_folder_stays_as_it_is() {
+    let mut server = Server::mounted(&Options { read_only: true, ..PLAIN }).unwrap();
+    let before = tree(server.outside.path());
+    let (file, _) = server.lookup(ROOT, "file").unwrap();
+    assert_eq!(server.open(file, libc::O_RDWR), Err(libc::EROFS));
+    let handle = server.open(file, libc::O_RDONLY).unwrap();
+    assert_eq!(server.read(file, handle).unwrap(), b"content");
+    let mut write = [handle, 0].map(u64::to_le_bytes).concat();
+    write.extend(words(&[1, 0, 0, 0, 0, 0]));
+    write.push(b'x');
+    assert!(server.call(WRITE, file, &write).is_err());
+    // Valid: MODE, SIZE.
+    for valid in [1, 1 << 3] {
+        let mut attributes = words(&[valid, 0]);
+        attributes.extend([0; 80]);
+        assert!(server.call(SETATTR, file, &attributes).is_err(), "{valid}");
+    }
+    for (operation, body) in [
+        (MKDIR, with(&words(&[0o755, 0]), &["new"])),
+        (MKNOD, with(&words(&[0o100_644, 0, 0, 0]), &["new"])),
+        (CREATE, with(&words(&[libc::O_RDWR as u32, 0o100_644, 0, 0]), &["new"])),
+        (UNLINK, text(&["file"])),
+        (RMDIR, text(&["sub"])),
+        (RENAME, with(&ROOT.to_le_bytes(), &["file", "new"])),
+        (LINK, with(&file.to_le_bytes(), &["new"])),
+        (SYMLINK, text(&["new", "file"])),
+    ] {
+        assert_eq!(server.call(operation, ROOT, &body), Err(libc::EROFS), "{operation}");
+    }
+    assert_eq!(tree(server.outside.path()), before);
+}
+
+#[test]
+fn the_server_has_nothing_but_the_folder() {
+    let mut server = Server::mounted(&PLAIN).unwrap();
+    server.lookup(ROOT, "file").unwrap();
+    let pid = server.pid();
+    assert_eq!((server.status("NoNewPrivs"), server.status("Seccomp")), ("1".into(), "2".into()));
+    if nix::unistd::geteuid().is_root() {
+        // CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETGID, SETUID, in a namespace that is not the host's.
+        for set in ["CapEff", "CapPrm"] {
+            assert_eq!(server.status(set), "00000000000000df", "{set}");
+        }
+    }
+    for set in ["CapInh", "CapAmb", "CapBnd"] {
+        assert_eq!(server.status(set), "0000000000000000", "{set}");
+    }
+    for kind in ["user", "mnt", "pid", "net", "ipc", "uts"] {
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+        assert_ne!(of(&pid.to_string()), of("self"), "{kind}");
+    }
+    let root = fs::metadata(format!("/proc/{pid}/root/")).unwrap();
+    assert_eq!(root.ino(), fs::metadata(server.folder()).unwrap().ino());
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap();
+    assert_eq!(mounts.lines().count(), 1, "{mounts}");
+    for part in ["nosuid", "nodev", "noexec"] {
+        assert!(mounts.contains(part), "{mounts}");
+    }
+}
+
+#[test]
+fn known_inodes_are_bounded() {
+    let mut server = Server::mounted(&Options { files: Some(200), ..PLAIN }).unwrap();
+    for index in 0..400 {
+        fs::write(server.folder().join(format!("n{index}")), "").unwrap();
+    }
+    let outcomes: Vec<_> = (0..400).map(|index| server.lookup(ROOT, &format!("n{index}"))).collect();
+    assert!(outcomes[..100].iter().all(Result::is_ok));
+    assert_eq!(outcomes[399], Err(libc::EMFILE));
+    // What is forgotten makes room again.
+    for (node, _) in outcomes.into_iter().flatten() {
+        server.send(FORGET, node, &1u64.to_le_bytes());
+    }
+    // Four threads serve: a forget may still be under way.
+    for _ in 0..1000 {
+        if server.lookup(ROOT, "n399").is_ok() {
+            return;
+        }
+    }
+    panic!("no room again");
+}
+
+#[test]
+fn ten_thousand_random_requests_leave_the_server_alive_and_small() {
+    let mut server = Server::mounted(&PLAIN).unwrap();
+    let outside = fs::read(server.outside.path().join("secret")).unwrap();
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let names: [&[u8]; 7] = [b"file\0", b"sub\0", b"out\0", b"..\0", b"../secret\0", b"x\0y\0", b"\xff"];
+    let mut answer = vec![0; 1 << 18];
+    for _ in 0..10_000 {
+        let r = random();
+        let mut body = Vec::new();
+        for _ in 0..r >> 60 {
+            body.extend((random() >> (random() % 64)).to_le_bytes());
+        }
+        body.extend(names[(r >> 8) as usize % names.len()]);
+        // Never CREATE and such with random names for ever: the folder is small, so that they mostly exist already.
+        let operation = (r >> 16) as u32 % 54;
+        let node = if r & 7 == 0 { random() } else { 1 + (r >> 24) % 6 };
+        let mut request = words(&[40 + body.len() as u32, operation]);
+        request.extend(1u64.to_le_bytes());
+        request.extend(node.to_le_bytes());
+        request.extend([0; 16]);
+        request.extend(body);
+        if r >> 32 & 31 == 0 {
+            request.truncate((r >> 40) as usize % request.len() + 1);
+        }
+        server.send_raw(&request);
+        while recv(server.socket.as_raw_fd(), &mut answer, MsgFlags::MSG_DONTWAIT).is_ok_and(|n| n > 0) {}
+    }
+    server.next = 1 << 40;
+    let id = server.send(GETATTR, ROOT, &[0; 16]);
+    loop {
+        let length = recv(server.socket.as_raw_fd(), &mut answer, MsgFlags::empty()).unwrap();
+        assert!(length >= 16, "the server is gone");
+        if double(&answer, 8) == id {
+            break;
+        }
+    }
+    let resident: u64 = server.status("VmHWM").trim_end_matches(" kB").parse().unwrap();
+    assert!(resident < 64 << 10, "{resident} KiB");
+    assert_eq!(fs::read(server.outside.path().join("secret")).unwrap(), outside);
+    assert!(server.child.try_wait().unwrap().is_none());
+}
+
+#[test]
+fn an_ordinary_user_can_share_what_is_its_own() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("skipped: only root can become another user");
+    }
+    let Some(mut server) = Server::mounted(&Options { user: Some(12_345), ..PLAIN }) else {
+        return eprintln!("skipped: this host's users may not have namespaces");
+    };
+    // Whoever the guest says that it is, it is that user here.
+    server.uid = 1000;
+    let create = with(&words(&[libc::O_RDWR as u32, 0o100_644, 0, 0]), &["made"]);
+    server.call(CREATE, ROOT, &create).unwrap();
+    assert_eq!(fs::metadata(server.folder().join("made")).unwrap().uid(), 12_345);
+    assert_eq!(server.status("CapEff"), "0000000000000000");
+}
+
+#[test]
+fn the_server_ends_with_its_socket_and_with_its_parent() {
+    let mut server = Server::mounted(&PLAIN).unwrap();
+    let (spare, _) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    server.socket = spare;
+    assert!(server.child.wait().unwrap().success());
+
+    let mut server = Server::mounted(&PLAIN).unwrap();
+    server.child.kill().unwrap();
+    server.child.wait().unwrap();
+    // The inner one had the other end of the socket.
+    let mut byte = [0; 16];
+    assert!(recv(server.socket.as_raw_fd(), &mut byte, MsgFlags::empty()).is_ok_and(|length| length == 0));
+}
