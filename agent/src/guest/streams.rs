@@ -68,11 +68,29 @@ impl Streams {
         })
     }
 
+    /// Whether the stream of a transfer is open.
+    pub(crate) fn is_transfer_open(&self, request: u64) -> bool {
+        self.opened.contains_key(&StreamOpen::Transfer { request })
+    }
+
+    /// Hands a stream to its transfer.
+    pub(crate) fn claim_transfer(&mut self, request: u64) -> io::Result<Opened> {
+        self.take(&StreamOpen::Transfer { request })
+    }
+
+    /// Closes the streams that a process did not claim.
+    pub(crate) fn forget(&mut self, gone: &ProcessId) {
+        self.opened.retain(|open, _| !matches!(open, StreamOpen::Process { process, .. } if process == gone));
+    }
+
     /// Hands a stream to its process.
     pub(crate) fn claim(&mut self, process: &ProcessId, stream: Stream) -> io::Result<Opened> {
-        let key = StreamOpen::Process { process: process.clone(), stream };
+        self.take(&StreamOpen::Process { process: process.clone(), stream })
+    }
+
+    fn take(&mut self, key: &StreamOpen) -> io::Result<Opened> {
         self.opened
-            .remove(&key)
+            .remove(key)
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the stream is not open"))
     }
 }
