@@ -26,6 +26,18 @@ impl Paths {
     /// # Errors
     /// The state directory cannot be made.
     pub fn from_environment() -> Result<Self, EngineError> {
+        Self::environment().make()
+    }
+
+    /// State in `root`, the VMM and the initramfs in `library`; kernels as of [`from_environment`](Self::from_environment).
+    ///
+    /// # Errors
+    /// The state directory cannot be made.
+    pub fn at(root: PathBuf, library: PathBuf) -> Result<Self, EngineError> {
+        Self { root, library, ..Self::environment() }.make()
+    }
+
+    fn environment() -> Self {
         let variable = |name: &str| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let home = variable("HOME").unwrap_or_else(|| PathBuf::from("/"));
         let root = variable("BULKHEAD_ROOT").unwrap_or_else(|| {
@@ -41,15 +53,18 @@ impl Paths {
         let beside =
             env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)).unwrap_or_default();
         let library = variable("BULKHEAD_LIB").unwrap_or(beside);
-        let paths = Self { root, cache, library };
-        for directory in [paths.root.clone(), paths.containers(), paths.cache_files()] {
+        Self { root, cache, library }
+    }
+
+    fn make(self) -> Result<Self, EngineError> {
+        for directory in [self.root.clone(), self.containers(), self.cache_files()] {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
                 .create(&directory)
                 .map_err(EngineError::io(format!("making the directory {}", directory.display())))?;
         }
-        Ok(paths)
+        Ok(self)
     }
 
     /// The image store.

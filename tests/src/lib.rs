@@ -3,6 +3,7 @@
 //! `make test` sets `BULKHEAD` (the command line's binary), `BULKHEAD_KERNEL_UML` and `BULKHEAD_KERNEL_KVM`. Without them, every test says
 //! `skipped:` and why.
 
+pub mod guest;
 pub mod image;
 
 use std::env;
@@ -15,7 +16,8 @@ use tempfile::TempDir;
 
 /// A state directory of its own, with everything that shows what was left behind.
 pub struct Bulkhead {
-    program: PathBuf,
+    /// The command line's binary.
+    pub program: PathBuf,
     /// `BULKHEAD_ROOT`.
     pub root: TempDir,
 }
