@@ -93,7 +93,7 @@ impl Harbour {
     }
 }
 
-/// The disks of a [`Harbour`]'s machines, and the host's clock.
+/// The disks of a [`Harbour`]'s machines, the host's clock, and the usual files of a container named `harbour`.
 #[must_use]
 pub fn prepare() -> Prepare {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
@@ -101,6 +101,7 @@ pub fn prepare() -> Prepare {
         image: "vda".into(),
         writable: "vdb".into(),
         wall_clock: u64::try_from(since.as_nanos()).unwrap(),
+        files: engine::spec::files("harbour", ""),
         ..Prepare::default()
     }
 }

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 
 use agent::protocol::{Answer, Call, FailureKind, MAX_FRAME, ProcessId, STREAM_PORT, Stream, StreamOpen};
 use bulkhead_tests::guest::{exec, id, prepare, start};
+use engine::machine::PendingConnection;
 
 use crate::{IDLE, harbour, spec};
 
@@ -14,7 +15,7 @@ fn requests_without_sense_are_refused_and_the_agent_goes_on() {
     let early = guest.begin(start(spec(&harbour, "true")));
     assert!(guest.reply(early.request).unwrap_err().text.contains("not been prepared"));
     let (_, early) = guest.download(Call::Export);
-    assert!(early.unwrap_err().text.contains("enter the container's files"));
+    assert!(early.unwrap_err().text.contains("not been prepared"));
     for disk in ["sda", "../vda", "vd/x", "", "vdz"] {
         let mut wrong = prepare();
         wrong.image = disk.into();
@@ -40,8 +41,18 @@ fn requests_without_sense_are_refused_and_the_agent_goes_on() {
         (0..100).map(|n| guest.send(Call::Exec(Box::new(exec(&format!("waits{n}"), &["true"]))))).collect();
     let refused = guest.reply(requests[99]).unwrap_err();
     assert!(refused.text.contains("too many"), "{refused:?}");
+    // As their streams come, they run.
+    for (n, request) in requests.iter().enumerate().take(64) {
+        let process = id(&format!("waits{n}"));
+        let streams = [Stream::Stdout, Stream::Stderr]
+            .map(|stream| guest.stream(&StreamOpen::Process { process: process.clone(), stream }));
+        assert_eq!(guest.reply(*request), Ok(Answer::Done));
+        drop(streams);
+    }
     // So do connections: those that say nothing, and those that nobody claims.
-    let silent: Vec<_> = (0..80).filter_map(|_| guest.machine().connect(STREAM_PORT).ok()).collect();
+    let silent: Vec<_> = (0..80)
+        .filter_map(|_| guest.machine().connect(STREAM_PORT).and_then(PendingConnection::accept).ok())
+        .collect();
     drop(silent);
     assert_eq!(guest.shell("echo still here"), "still here\n");
     for bad in [&b"\xff\xff\xff\xff"[..], b"\x02\0\0\0[]", b"\x05\0\0\0nope!", b"\0"] {

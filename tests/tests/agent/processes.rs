@@ -82,7 +82,9 @@ fn several_processes_run_at_once_and_all_end_with_the_first() {
     assert_eq!((list.processes.len(), list.truncated), (9, false));
     assert!(list.processes.iter().all(|p| p.name == "sleep" && p.command == "sleep 1000" && p.uid == 0));
     assert!(
-        list.processes.iter().all(|p| p.state == 'S' && p.tty.is_empty() && p.started_ms > 1_600_000_000_000)
+        list.processes.iter().all(|p| matches!(p.state, 'S' | 'R' | 'D')
+            && p.tty.is_empty()
+            && p.started_ms > 1_600_000_000_000)
     );
     assert_eq!(list.processes.iter().filter(|p| p.inner_pid == 1).count(), 1);
 
@@ -162,8 +164,10 @@ fn terminals_are_the_processes_own_and_change_their_size() {
     running.stdin.as_ref().unwrap().write_all(b"typed\n").unwrap();
     let ended = guest.finish(running);
     let lines: Vec<&str> = ended.stdout.lines().map(str::trim).collect();
-    assert_eq!(lines[0], "/dev/pts/1", "{ended:?}");
-    assert!(lines.contains(&"50 132") && lines.last() == Some(&"typed"), "{ended:?}");
+    assert!(
+        lines.contains(&"/dev/pts/1") && lines.contains(&"50 132") && lines.last() == Some(&"typed"),
+        "{ended:?}"
+    );
     let refused = guest.call(Call::Resize { process: id("nope"), size });
     assert_eq!(refused.unwrap_err().kind, FailureKind::NotRunning);
     assert!(guest.kill(init).stdout.starts_with("/dev/pts/0\r\n24 80"));

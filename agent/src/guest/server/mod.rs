@@ -236,11 +236,10 @@ impl Server {
                 Err(e) => return Err(e).context("accept a stream"),
             };
             let token = self.token();
-            if let Some(connection) = self.streams.accept(token, connection) {
-                self.epoll
-                    .add(connection, EpollEvent::new(EpollFlags::EPOLLIN, token))
-                    .context("watch a stream")?;
-            }
+            let connection = self.streams.accept(token, connection);
+            self.epoll
+                .add(connection, EpollEvent::new(EpollFlags::EPOLLIN, token))
+                .context("watch a stream")?;
         }
     }
 

@@ -56,6 +56,8 @@ pub(super) struct Process {
     terminal: Option<OwnedFd>,
     /// Its start has not been answered yet: the request's id, and what the child says.
     starting: Option<(u64, u64)>,
+    /// Its program does not run: the request's id, and why not. Answered when the child is gone, so that its name is free by then.
+    failed: Option<(u64, Failure)>,
 }
 
 impl Server {
@@ -120,7 +122,7 @@ impl Server {
         // From here on the child is known, so that its end is told whatever else fails.
         self.processes.insert(
             process.clone(),
-            Process { pid: starting.pid, terminal: None, starting: Some((id, token)) },
+            Process { pid: starting.pid, terminal: None, starting: Some((id, token)), failed: None },
         );
         let watched = self.epoll.add(&starting.report, EpollEvent::new(EpollFlags::EPOLLIN, token));
         self.reports.insert(token, (process.clone(), starting));
@@ -208,21 +210,22 @@ impl Server {
     pub(super) fn read_report(&mut self, token: u64) -> Result<(), AgentError> {
         let Some((id, starting)) = self.reports.get(&token) else { return Ok(()) };
         let id = id.clone();
-        let result = match starting.read_report() {
+        let failure = match starting.read_report() {
             Report::Nothing => return Ok(()),
             Report::Terminal(master) => return self.add_terminal(&id, master),
-            Report::Failed(failure) => Err(failure),
-            Report::Running => Ok(()),
+            Report::Failed(failure) => Some(failure),
+            Report::Running => None,
         };
-        self.finish_start(&id, result)
-    }
-
-    /// Answers a start, once.
-    fn finish_start(&mut self, id: &ProcessId, result: Result<(), Failure>) -> Result<(), AgentError> {
-        let Some(process) = self.processes.get_mut(id) else { return Ok(()) };
-        let Some((request, token)) = process.starting.take() else { return Ok(()) };
         self.reports.remove(&token);
-        self.reply(request, result.map(|()| Answer::Done))
+        let Some(process) = self.processes.get_mut(&id) else { return Ok(()) };
+        let Some((request, _)) = process.starting.take() else { return Ok(()) };
+        match failure {
+            None => self.reply(request, Ok(Answer::Done)),
+            Some(failure) => {
+                process.failed = Some((request, failure));
+                Ok(())
+            }
+        }
     }
 
     fn add_terminal(&mut self, id: &ProcessId, master: OwnedFd) -> Result<(), AgentError> {
@@ -275,12 +278,15 @@ impl Server {
         }
         self.report_oom()?;
         let oom_killed = self.watched.as_ref().is_some_and(|w| w.kills() > 0);
-        self.processes.remove(id);
+        let failed = self.processes.remove(id).and_then(|p| p.failed);
         self.streams.forget(id);
         if self.container.as_ref().is_some_and(|c| c.process == *id) {
             self.forget_container()?;
         }
-        self.send(&Message::Exited { process: id.clone(), status, oom_killed })
+        match failed {
+            Some((request, failure)) => self.reply(request, Err(failure)),
+            None => self.send(&Message::Exited { process: id.clone(), status, oom_killed }),
+        }
     }
 
     /// After the container's first process: all others are gone, the kernel has seen to it.
