@@ -17,6 +17,7 @@ pub mod model;
 pub mod options;
 pub mod paths;
 pub mod run;
+pub mod seccomp;
 mod session;
 mod signals;
 pub mod spec;
