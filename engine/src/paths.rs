@@ -28,6 +28,20 @@ impl Paths {
     /// # Errors
     /// The state directory cannot be made.
     pub fn from_environment() -> Result<Self, EngineError> {
+        Self::environment().make()
+    }
+
+    /// For programs other than `bulkhead` itself: state in `root`; `bulkhead`, the VMM and the initramfs in `library`; kernels as of
+    /// [`from_environment`](Self::from_environment).
+    ///
+    /// # Errors
+    /// The state directory cannot be made.
+    pub fn at(root: PathBuf, library: PathBuf) -> Result<Self, EngineError> {
+        let supervisor = Some(library.join("bulkhead"));
+        Self { root, library, supervisor, ..Self::environment() }.make()
+    }
+
+    fn environment() -> Self {
         let variable = |name: &str| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let home = variable("HOME").unwrap_or_else(|| PathBuf::from("/"));
         let root = variable("BULKHEAD_ROOT").unwrap_or_else(|| {
@@ -37,31 +51,24 @@ impl Paths {
                 variable("XDG_DATA_HOME").unwrap_or_else(|| home.join(".local/share")).join("bulkhead")
             }
         });
-        Self::of(root)
-    }
-
-    /// As [`Self::from_environment`], with this state directory.
-    ///
-    /// # Errors
-    /// It cannot be made.
-    pub fn of(root: PathBuf) -> Result<Self, EngineError> {
-        let variable = |name: &str| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let home = variable("HOME").unwrap_or_else(|| PathBuf::from("/"));
         let cache = variable("BULKHEAD_CACHE").unwrap_or_else(|| {
             variable("XDG_CACHE_HOME").unwrap_or_else(|| home.join(".cache")).join("bulkhead")
         });
         let beside =
             env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)).unwrap_or_default();
         let library = variable("BULKHEAD_LIB").unwrap_or(beside);
-        let paths = Self { root, cache, library, supervisor: None };
-        for directory in [paths.root.clone(), paths.containers(), paths.cache_files(), paths.volumes()] {
+        Self { root, cache, library, supervisor: None }
+    }
+
+    fn make(self) -> Result<Self, EngineError> {
+        for directory in [self.root.clone(), self.containers(), self.cache_files(), self.volumes()] {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
                 .create(&directory)
                 .map_err(EngineError::io(format!("making the directory {}", directory.display())))?;
         }
-        Ok(paths)
+        Ok(self)
     }
 
     /// The image store.
@@ -94,14 +101,6 @@ impl Paths {
         self.root.join("volumes")
     }
 
-    /// For programs other than `bulkhead` itself: where it lies, with the VMM and the initramfs beside it.
-    #[must_use]
-    pub fn with_program(mut self, bulkhead: PathBuf) -> Self {
-        self.library = bulkhead.parent().map(Path::to_owned).unwrap_or_default();
-        self.supervisor = Some(bulkhead);
-        self
-    }
-
     /// The program that has the subcommand `supervise`.
     ///
     /// # Errors
@@ -114,7 +113,7 @@ impl Paths {
     }
 
     /// What a supervisor needs in its environment to find the same state and parts.
-    pub fn environment(&self) -> impl Iterator<Item = (&'static str, PathBuf)> {
+    pub fn variables(&self) -> impl Iterator<Item = (&'static str, PathBuf)> {
         [
             ("BULKHEAD_ROOT", self.root.clone()),
             ("BULKHEAD_CACHE", self.cache.clone()),

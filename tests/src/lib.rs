@@ -4,6 +4,7 @@
 //! `skipped:` and why.
 
 pub mod disk;
+pub mod guest;
 pub mod http;
 pub mod image;
 pub mod layout;

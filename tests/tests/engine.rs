@@ -20,8 +20,8 @@ impl Setup {
     fn new() -> Option<Self> {
         let bulkhead = Bulkhead::new()?;
         let image = bulkhead_tests::busybox();
-        let paths =
-            Paths::of(bulkhead.root.path().to_owned()).unwrap().with_program(bulkhead.program.clone());
+        let paths = Paths::at(bulkhead.root.path().to_owned(), bulkhead.program.parent().unwrap().to_owned())
+            .unwrap();
         engine::image::ensure(&paths.images(), &image, &image_unpack::Quiet).unwrap();
         Some(Self { engine: Engine::open(paths).unwrap(), image, bulkhead })
     }

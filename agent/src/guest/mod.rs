@@ -1,15 +1,22 @@
 //! The agent itself: everything that runs as PID 1 of the guest.
 //!
 //! One thread, one epoll loop ([`server`]): so a fork copies a process whose locks are all free, and the child may
-//! allocate and format like any other code until it executes the container's program ([`container`]).
+//! allocate and format like any other code until it executes the container's program ([`container`]), or for as long as it works
+//! on something that blocks ([`task`]: archives, paths, networks).
 
+mod accounts;
+mod archive;
+mod binds;
 mod boot;
 mod container;
+mod listing;
 mod log;
+mod network;
 mod pump;
 mod rootfs;
 mod server;
 mod streams;
+mod task;
 
 use std::io;
 

@@ -1,6 +1,6 @@
 //! Stream connections from the host, from their first frame until a process claims them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -10,8 +10,10 @@ use nix::unistd::read;
 
 use crate::protocol::{Decoder, ProcessId, Stream, StreamOpen};
 
-/// Most connections that wait for their first frame or for their process.
-const MAX_WAITING: usize = 64;
+/// Most connections that have not said what they are; the oldest gives way to a new one.
+const MAX_GREETING: usize = 64;
+/// Most connections that wait for their process or transfer; further ones are closed.
+const MAX_OPENED: usize = 256;
 
 /// A connection and what was read of it beyond the first frame.
 pub(crate) type Opened = (OwnedFd, Vec<u8>);
@@ -19,17 +21,18 @@ pub(crate) type Opened = (OwnedFd, Vec<u8>);
 /// All connections that no process has claimed yet.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
-    greeting: HashMap<u64, (OwnedFd, Decoder)>,
+    /// By token, so the first is the oldest.
+    greeting: BTreeMap<u64, (OwnedFd, Decoder)>,
     opened: BTreeMap<StreamOpen, Opened>,
 }
 
 impl Streams {
-    /// Takes a new connection, unless too many wait already (it is closed then).
-    pub(crate) fn accept(&mut self, token: u64, connection: OwnedFd) -> Option<&OwnedFd> {
-        if self.greeting.len() + self.opened.len() >= MAX_WAITING {
-            return None;
+    /// Takes a new connection. Closing one, as happens to the oldest if there are too many, takes it off any epoll.
+    pub(crate) fn accept(&mut self, token: u64, connection: OwnedFd) -> &OwnedFd {
+        if self.greeting.len() >= MAX_GREETING {
+            self.greeting.pop_first();
         }
-        Some(&self.greeting.entry(token).or_insert((connection, Decoder::default())).0)
+        &self.greeting.entry(token).or_insert((connection, Decoder::default())).0
     }
 
     /// Whether a token is a connection that has not said what it is.
@@ -57,7 +60,9 @@ impl Streams {
         epoll.delete(&*connection)?;
         let greeted = self.greeting.remove(&token);
         let (Some((connection, decoder)), Some(open)) = (greeted, opened) else { return Ok(false) };
-        self.opened.entry(open).or_insert((connection, decoder.into_rest()));
+        if self.opened.len() < MAX_OPENED {
+            self.opened.entry(open).or_insert((connection, decoder.into_rest()));
+        }
         Ok(true)
     }
 
@@ -68,11 +73,29 @@ impl Streams {
         })
     }
 
+    /// Whether the stream of a transfer is open.
+    pub(crate) fn is_transfer_open(&self, request: u64) -> bool {
+        self.opened.contains_key(&StreamOpen::Transfer { request })
+    }
+
+    /// Hands a stream to its transfer.
+    pub(crate) fn claim_transfer(&mut self, request: u64) -> io::Result<Opened> {
+        self.take(&StreamOpen::Transfer { request })
+    }
+
+    /// Closes the streams that a process did not claim.
+    pub(crate) fn forget(&mut self, gone: &ProcessId) {
+        self.opened.retain(|open, _| !matches!(open, StreamOpen::Process { process, .. } if process == gone));
+    }
+
     /// Hands a stream to its process.
     pub(crate) fn claim(&mut self, process: &ProcessId, stream: Stream) -> io::Result<Opened> {
-        let key = StreamOpen::Process { process: process.clone(), stream };
+        self.take(&StreamOpen::Process { process: process.clone(), stream })
+    }
+
+    fn take(&mut self, key: &StreamOpen) -> io::Result<Opened> {
         self.opened
-            .remove(&key)
+            .remove(key)
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the stream is not open"))
     }
 }

@@ -40,7 +40,8 @@ pub struct Request {
 pub enum Call {
     /// Mount the container's root file system and set the clock. Once, first. Answer: `Done`.
     Prepare(Box<Prepare>),
-    /// Start the container: its first process. A machine has one at a time. Answered with `Done` when its program runs, or with why it does not.
+    /// Start the container: its first process. A machine has one at a time. Answered with `Done` when its program runs, and then told of
+    /// once more by [`Exited`](super::Message::Exited); or answered with why it does not run, and then its name is free again.
     Start(Box<Start>),
     /// Start a further process in the running container, in all its namespaces, its cgroup and its seccomp filter. Answered as a start.
     Exec(Box<Exec>),

@@ -78,7 +78,7 @@ impl FromStr for MacAddress {
         let mut bytes = [0u8; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
-            let part = parts.next().filter(|p| p.len() == 2).ok_or(refused)?;
+            let part = parts.next().filter(|p| p.len() == 2 && !p.starts_with('+')).ok_or(refused)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| refused)?;
         }
         if parts.next().is_some() { Err(refused) } else { Ok(Self(bytes)) }
@@ -139,7 +139,7 @@ impl FromStr for IpNetwork {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let refused = "a network is an address, a slash, and the bits of its prefix";
-        let (address, prefix) = text.split_once('/').ok_or(refused)?;
+        let (address, prefix) = text.split_once('/').filter(|(_, p)| !p.starts_with('+')).ok_or(refused)?;
         let (address, prefix) = (address.parse().map_err(|_| refused)?, prefix.parse().map_err(|_| refused)?);
         Self::new(address, prefix).ok_or(refused)
     }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::network::Endpoint;
 use super::process::{Outcome, RunningMachine};
 use crate::options::{AcceleratorChoice, Isolation};
+use crate::seccomp::Seccomp;
 
 /// A container with all that is known of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -130,19 +131,6 @@ pub struct ContainerConfig {
     pub accelerator: AcceleratorChoice,
     /// The weakest wall that its owner accepts.
     pub isolation: Isolation,
-}
-
-/// Which system calls a container's processes may make.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Seccomp {
-    /// Docker's default list.
-    #[default]
-    Default,
-    /// All.
-    Unconfined,
-    /// An own profile: its JSON text.
-    Profile(String),
 }
 
 /// A resource limit of processes.

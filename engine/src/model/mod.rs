@@ -12,7 +12,7 @@ mod volume;
 
 pub use container::{
     Container, ContainerConfig, Health, HealthCheck, HealthResult, HealthStatus, Limits, LogConfig,
-    LogDriver, Mount, MountKind, PortBinding, RestartPolicy, Seccomp, State, Status, Ulimit,
+    LogDriver, Mount, MountKind, PortBinding, RestartPolicy, State, Status, Ulimit,
 };
 pub use event::{Event, EventKind};
 pub use exec::{Exec, ExecConfig};

@@ -73,14 +73,6 @@ pub(super) fn granted(add: &[String], drop: &[String]) -> Result<Vec<String>, En
     Ok(kept.into_iter().map(|name| format!("CAP_{name}")).collect())
 }
 
-/// Checks that all of these exist.
-///
-/// # Errors
-/// One does not.
-pub(crate) fn check(add: &[String], drop: &[String]) -> Result<(), EngineError> {
-    granted(add, drop).map(|_| ())
-}
-
 fn names(list: &[String]) -> Result<BTreeSet<String>, EngineError> {
     list.iter()
         .map(|name| {

@@ -21,7 +21,7 @@ pub(super) fn set_variable(env: &mut Vec<String>, entry: &str) {
 ///
 /// # Errors
 /// There is no command to run.
-pub(crate) fn merge(
+pub fn merge(
     config: &mut ContainerConfig,
     image: &ImageConfiguration,
     health: Option<HealthCheck>,

@@ -6,12 +6,11 @@ mod capabilities;
 mod merge;
 mod resources;
 
-pub(crate) use capabilities::check as check_capabilities;
-pub(crate) use merge::merge;
+pub use merge::merge;
 pub(crate) use resources::{resources, rlimits};
 
 use agent::protocol::spec::{Capabilities, Linux, Mount, Namespace, NamespaceKind, Process, Root, Spec};
-use agent::protocol::{Exec, HostFile, ProcessId, Start, TerminalSize};
+use agent::protocol::{Exec, HostFile, Instruction, ProcessId, Start, TerminalSize};
 
 use crate::EngineError;
 use crate::model::{Container, ContainerConfig, ExecConfig, Size};
@@ -61,15 +60,24 @@ pub(crate) fn start(
     let config = &container.config;
     Ok(Start {
         process,
-        spec: spec(container)?,
+        spec: build(config, &hostname(container))?,
         user: config.user.clone().filter(|user| !user.is_empty()).unwrap_or_else(|| "0".to_owned()),
         groups: config.groups.clone(),
         terminal: config.tty.then(|| size.map_or(TERMINAL, terminal_size)),
         stdin: config.open_stdin,
         init: config.init,
-        seccomp: Vec::new(),
+        seccomp: seccomp(config)?,
         network: Vec::new(),
     })
+}
+
+/// The filter of the container's system calls.
+///
+/// # Errors
+/// The profile is malformed.
+pub(crate) fn seccomp(config: &ContainerConfig) -> Result<Vec<Instruction>, EngineError> {
+    let granted = capabilities::granted(&config.cap_add, &config.cap_drop)?;
+    config.seccomp.compile(&granted).map_err(|e| EngineError::Invalid(e.to_string()))
 }
 
 /// A further process.
@@ -156,9 +164,11 @@ pub(crate) fn files_of(container: &Container) -> Vec<HostFile> {
     ]
 }
 
-fn spec(container: &Container) -> Result<Spec, EngineError> {
-    let config = &container.config;
-    let hostname = hostname(container);
+/// The specification of a container with this configuration and host name.
+///
+/// # Errors
+/// A capability or limit that does not exist.
+pub fn build(config: &ContainerConfig, hostname: &str) -> Result<Spec, EngineError> {
     let capabilities = capabilities::granted(&config.cap_add, &config.cap_drop)?;
     let paths = |own: &Option<Vec<String>>, default: &[&str]| {
         own.clone().unwrap_or_else(|| default.iter().map(|path| (*path).to_owned()).collect())
@@ -170,7 +180,7 @@ fn spec(container: &Container) -> Result<Spec, EngineError> {
         process: Process {
             terminal: config.tty,
             args: command_line(config),
-            env: environment(config, &hostname, config.tty),
+            env: environment(config, hostname, config.tty),
             cwd: config
                 .workdir
                 .clone()
@@ -188,7 +198,7 @@ fn spec(container: &Container) -> Result<Spec, EngineError> {
             oom_score_adj: Some(config.oom_score_adj).filter(|adjustment| *adjustment != 0),
             ..Process::default()
         },
-        hostname: Some(hostname),
+        hostname: Some(hostname.to_owned()),
         mounts: mounts(config),
         linux: Linux {
             namespaces: NAMESPACES.map(|kind| Namespace { kind }).to_vec(),

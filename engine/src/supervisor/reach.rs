@@ -84,7 +84,7 @@ async fn start(paths: &Paths, id: &str, directory: &Directory) -> Result<(), Eng
     let mut child = Command::new(program)
         .arg("supervise")
         .arg(id)
-        .envs(paths.environment())
+        .envs(paths.variables())
         .current_dir("/")
         // A terminal's Ctrl-C is for the command that runs in it.
         .process_group(0)

@@ -131,7 +131,7 @@ impl Engine {
     /// Everything that would fail at the start fails now, before anything is created.
     fn check(&self, config: &ContainerConfig) -> Result<(), EngineError> {
         signals::stop_signal(config.stop_signal.as_deref())?;
-        spec::check_capabilities(&config.cap_add, &config.cap_drop)?;
+        spec::seccomp(config)?;
         spec::rlimits(&config.ulimits)?;
         let refuse = |option: String, why: String, next: &str| {
             Err(EngineError::Option { option, why, next: next.to_owned() })

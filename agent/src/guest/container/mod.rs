@@ -1,21 +1,25 @@
-//! One container: from an OCI runtime specification to a running process.
+//! One container: from an OCI runtime specification to running processes.
 //!
-//! [`plan`] checks the specification, [`cgroup`] sets the limits, [`stage`] is the forked child on its way to the
-//! container's program, in the order namespaces, mounts, limits, identity, exec.
+//! [`plan`] checks the specification, [`cgroup`] sets the limits, [`stage`] is the forked child on its way into the container's namespaces (new
+//! ones, or those of the running container), [`program`] takes it from there to the exec of the program.
 
 mod capabilities;
-mod cgroup;
+pub(crate) mod cgroup;
 mod devices;
+mod init;
 mod mounts;
 mod plan;
+mod program;
 mod rlimits;
+mod seccomp;
 mod stage;
 mod terminal;
-mod user;
+pub(crate) mod user;
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair,
@@ -24,17 +28,38 @@ use nix::unistd::{Pid, pipe2};
 
 pub(crate) use cgroup::Cgroup;
 use plan::Plan;
+use program::Program;
 pub(crate) use terminal::resize;
 
 use super::Context;
-use crate::protocol::{Failure, FailureKind, Start, TerminalSize};
+use super::network::Netlink;
+use super::rootfs::Prepared;
+use crate::protocol::spec::{Capabilities, Rlimit};
+use crate::protocol::{Exec, Failure, FailureKind, Instruction, ProcessId, Start, TerminalSize};
+
+/// Name of the container's cgroup.
+const CGROUP: &str = "container";
+
+/// A container whose first process was forked, until that process is reaped.
+pub(crate) struct Container {
+    /// Its first process.
+    pub(crate) process: ProcessId,
+    /// Its number.
+    pub(crate) pid: Pid,
+    /// Stands for it, whatever becomes of the number.
+    pub(crate) handle: OwnedFd,
+    /// Its limits and their accounts.
+    pub(crate) cgroup: Cgroup,
+    capabilities: Option<Capabilities>,
+    rlimits: Vec<Rlimit>,
+    no_new_privileges: bool,
+    seccomp: Vec<Instruction>,
+}
 
 /// A child that was forked and is on its way to its program.
 pub(crate) struct Starting {
-    /// The container's process.
+    /// Its number.
     pub(crate) pid: Pid,
-    /// Its limits and their accounts.
-    pub(crate) cgroup: Cgroup,
     /// Where the child reports: the terminal's master, then a failure, or nothing but its end when the program runs.
     pub(crate) report: OwnedFd,
     /// The agent's ends of the pipes; empty with a terminal.
@@ -64,23 +89,91 @@ pub(crate) enum Report {
     Running,
 }
 
-/// Forks the container's process.
+/// Forks the container's first process.
 ///
 /// # Errors
 /// The specification asks for what is not supported, or the guest is out of resources.
-pub(crate) fn start(request: &Start) -> Result<Starting, Failure> {
-    let plan = Plan::new(request)?;
-    let other = |e: super::AgentError| Failure::new(FailureKind::Other, e.to_string());
-    let cgroup = Cgroup::create(request.process.as_str(), &plan.limits).map_err(other)?;
-    let (report, child_report) =
-        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-            .context("make the report socket")
-            .map_err(other)?;
-    super::pump::set_nonblocking(&report).context("make the report socket non-blocking").map_err(other)?;
-    let (pipes, stdio) =
-        make_stdio(request.stdin, request.terminal).context("make the standard pipes").map_err(other)?;
-    let pid = stage::fork(&plan, &cgroup, stdio, &child_report).context("fork").map_err(other)?;
-    Ok(Starting { pid, cgroup, report, pipes })
+pub(crate) fn start(request: Start, prepared: &Prepared) -> Result<(Container, Starting), Failure> {
+    let netlink = if request.network.is_empty() {
+        None
+    } else {
+        Some(Netlink::open().context("open a netlink socket")?)
+    };
+    let plan = Plan::new(&request, netlink.as_ref())?;
+    let (report, child_report) = report_pair()?;
+    let (pipes, stdio) = make_stdio(request.stdin, request.terminal).context("make the standard pipes")?;
+    let cgroup = Cgroup::create(CGROUP, &plan.limits)?;
+    let forked = stage::fork(&plan, prepared, &cgroup, stdio, child_report).context("fork").and_then(|pid| {
+        let handle = open_pid(pid).context("hold the container's process")?;
+        Ok((pid, handle))
+    });
+    let (pid, handle) = forked.inspect_err(|_| cgroup.remove())?;
+    let Start { process, spec, seccomp, .. } = request;
+    let container = Container {
+        process,
+        pid,
+        handle,
+        cgroup,
+        capabilities: spec.process.capabilities,
+        rlimits: spec.process.rlimits,
+        no_new_privileges: spec.process.no_new_privileges,
+        seccomp,
+    };
+    Ok((container, Starting { pid, report, pipes }))
+}
+
+impl Container {
+    /// Forks a further process; `this` is the agent's own pid namespace.
+    ///
+    /// # Errors
+    /// The request asks for what is not supported, the container is ending, or the guest is out of resources.
+    pub(crate) fn exec(&self, mut request: Exec, this: &OwnedFd) -> Result<Starting, Failure> {
+        let process = &mut request.spec;
+        plan::check_process(process)?;
+        if process.capabilities.is_none() {
+            process.capabilities.clone_from(&self.capabilities);
+        }
+        if process.rlimits.is_empty() {
+            process.rlimits.clone_from(&self.rlimits);
+        }
+        process.no_new_privileges |= self.no_new_privileges;
+        let numbers = format!("{}:{}", process.user.uid, process.user.gid);
+        let program = Program {
+            process: &request.spec,
+            user: if request.user.is_empty() { &numbers } else { &request.user },
+            groups: &request.groups,
+            seccomp: &self.seccomp,
+            init: false,
+            first: false,
+        };
+        let (report, child_report) = report_pair()?;
+        let (pipes, stdio) =
+            make_stdio(request.stdin, request.terminal).context("make the standard pipes")?;
+        let forked = stage::fork_into(&self.handle, this, &self.cgroup, &program, stdio, child_report);
+        let pid = forked.map_err(|e| match e.raw_os_error() {
+            // The namespace's first process has ended, or is ending.
+            Some(libc::ENOMEM | libc::ESRCH | libc::EINVAL) => {
+                Failure::new(FailureKind::NotRunning, "the container is not running")
+            }
+            _ => Failure::new(FailureKind::Other, format!("fork: {e}")),
+        })?;
+        Ok(Starting { pid, report, pipes })
+    }
+}
+
+fn report_pair() -> Result<(OwnedFd, OwnedFd), Failure> {
+    let (report, child) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .context("make the report socket")?;
+    super::pump::set_nonblocking(&report).context("make the report socket non-blocking")?;
+    Ok((report, child))
+}
+
+fn open_pid(pid: Pid) -> nix::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
+    let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The child's side of its standard streams.

@@ -1,18 +1,18 @@
 //! The container's view of the file system: its root, the mounts of the specification, masked and read-only paths.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{chdir, pivot_root};
 
-use super::super::rootfs::ROOTFS;
+use super::super::binds::{is_tag, mount_point};
+use super::super::rootfs::{Opened, ROOTFS};
 use super::super::{AgentError, Context};
-use crate::protocol::spec::Mount;
 
 /// File systems that a container may have mounted anew.
-const KINDS: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup2", "cgroup"];
+const KINDS: [&str; 8] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup2", "cgroup", "virtiofs"];
 
 /// Makes the container's root file system the root of this mount namespace.
 ///
@@ -26,18 +26,30 @@ pub(super) fn enter_root() -> Result<(), AgentError> {
     chdir("/").context("enter the new root")
 }
 
-/// Mounts one file system of the specification.
-pub(super) fn mount_one(entry: &Mount) -> Result<(), AgentError> {
-    let target = &entry.destination;
-    let kind = entry.kind.as_str();
-    if !KINDS.contains(&kind) {
-        let refusal = io::Error::new(io::ErrorKind::Unsupported, "not a file system that the agent mounts");
-        return Err(refusal).context(format!("mount {kind:?} on {}", target.display()));
+/// Mounts one file system, volume or file.
+pub(super) fn mount_one(mount_in: &Opened<'_>) -> Result<(), AgentError> {
+    let target = mount_in.target;
+    if let Some(tree) = &mount_in.tree {
+        return tree.attach(target);
     }
+    let Some(entry) = mount_in.entry else { return Ok(()) };
+    let kind = entry.kind.as_str();
+    let refused = |why| Err(io::Error::new(io::ErrorKind::Unsupported, why));
+    if !KINDS.contains(&kind) {
+        return refused("not a file system that the agent mounts")
+            .context(format!("mount {kind:?} on {}", target.display()));
+    }
+    let source = match kind {
+        "virtiofs" if !is_tag(&entry.source) => {
+            return refused("its source is not a tag").context(format!("mount on {}", target.display()));
+        }
+        "virtiofs" => entry.source.as_str(),
+        _ => kind,
+    };
     let kind = if kind == "cgroup" { "cgroup2" } else { kind };
     let (flags, data) = parse_options(&entry.options);
-    fs::create_dir_all(target).context(format!("create the mount point {}", target.display()))?;
-    mount(Some(kind), target.as_path(), Some(kind), flags, Some(data.as_str()))
+    let place = mount_point(target, true).context(format!("create the mount point {}", target.display()))?;
+    mount(Some(source), place.as_path(), Some(kind), flags, Some(data.as_str()))
         .context(format!("mount {kind} on {}", target.display()))
 }
 
@@ -54,7 +66,11 @@ fn parse_options(options: &[String]) -> (MsFlags, String) {
             "noatime" => flags |= MsFlags::MS_NOATIME,
             "relatime" => flags |= MsFlags::MS_RELATIME,
             "strictatime" => flags |= MsFlags::MS_STRICTATIME,
-            "rw" | "suid" | "dev" | "exec" | "private" | "rprivate" => {}
+            "nodiratime" => flags |= MsFlags::MS_NODIRATIME,
+            "sync" => flags |= MsFlags::MS_SYNCHRONOUS,
+            "dirsync" => flags |= MsFlags::MS_DIRSYNC,
+            "" | "rw" | "suid" | "dev" | "exec" | "atime" | "async" | "diratime" | "private" | "rprivate" => {
+            }
             other => data.push(other),
         }
     }
@@ -91,28 +107,6 @@ pub(super) fn make_root_read_only() -> Result<(), AgentError> {
     let none = None::<&str>;
     let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
     mount(none, "/", none, flags, none).context("make the root file system read-only")
-}
-
-/// Writes the files that name the container, unless the root is read-only to the agent too.
-pub(super) fn write_host_files(hostname: &str) -> Result<(), AgentError> {
-    let hosts = format!(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
-         ff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n127.0.1.1\t{hostname}\n"
-    );
-    for (name, content) in [("hostname", format!("{hostname}\n")), ("hosts", hosts)] {
-        let path = format!("/etc/{name}");
-        // In a tmpfs of its own behind a bind mount, so that neither the image's file nor a link in its place is touched.
-        let source = format!("/dev/.{name}");
-        fs::write(&source, content).context(format!("write {path}"))?;
-        fs::create_dir_all("/etc").context("create /etc")?;
-        if fs::symlink_metadata(&path).is_err() {
-            File::create(&path).context(format!("create {path}"))?;
-        }
-        let bound = mount(Some(source.as_str()), path.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>);
-        let _ = fs::remove_file(&source);
-        bound.context(format!("bind {path}"))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

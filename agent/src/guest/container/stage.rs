@@ -3,45 +3,71 @@
 //! The agent has one thread, so the child may allocate; it ends in exec or in a report of why not.
 
 use std::convert::Infallible;
-use std::ffi::CString;
 use std::fs;
-use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, OwnedFd};
-
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::sched::{CloneFlags, unshare};
-use nix::sys::prctl::set_no_new_privs;
-use nix::sys::resource::setrlimit;
-use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
-use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socket};
-use nix::sys::stat::{Mode, umask};
-use nix::unistd::{
-    Gid, Pid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchown, setgroups, sethostname,
-    setresgid, setresuid, setsid,
-};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::prctl::set_dumpable;
+use nix::sys::socket::MsgFlags;
+use nix::unistd::{Pid, sethostname, setsid};
 
-use super::capabilities::Sets;
 use super::cgroup::Cgroup;
 use super::plan::Plan;
-use super::user::Identity;
-use super::{Stdio, devices, mounts, rlimits, terminal, user};
-use crate::guest::{AgentError, Context};
-use crate::protocol::{Failure, FailureKind};
-
-const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+use super::program::{Program, Reported, reset_signals};
+use super::{Stdio, devices, mounts};
+use crate::guest::rootfs::Prepared;
+use crate::guest::{AgentError, Context, network};
+use crate::protocol::Failure;
 
 /// Forks into new namespaces. The parent gets the child's pid; the child never returns.
-pub(super) fn fork(plan: &Plan<'_>, cgroup: &Cgroup, stdio: Stdio, report: &OwnedFd) -> io::Result<Pid> {
+pub(super) fn fork(
+    plan: &Plan<'_>,
+    prepared: &Prepared,
+    cgroup: &Cgroup,
+    stdio: Stdio,
+    report: OwnedFd,
+) -> io::Result<Pid> {
     let flags = plan.namespaces.bits() | libc::SIGCHLD;
+    fork_with(flags, report, |report| match enter_new(plan, prepared, cgroup) {
+        Err(failure) => Err(Reported(failure, report)),
+        Ok(()) => plan.program().run(stdio, report),
+    })
+}
+
+/// Forks into the namespaces of a running container; `this` is the agent's own pid namespace.
+pub(super) fn fork_into(
+    container: &OwnedFd,
+    this: &OwnedFd,
+    cgroup: &Cgroup,
+    program: &Program<'_>,
+    stdio: Stdio,
+    report: OwnedFd,
+) -> io::Result<Pid> {
+    // Counts for children only, so that the agent is the new process's parent and knows its number.
+    setns(container.as_fd(), CloneFlags::CLONE_NEWPID)?;
+    let pid = fork_with(libc::SIGCHLD, report, |report| match enter_running(container, cgroup) {
+        Err(failure) => Err(Reported(failure, report)),
+        Ok(()) => program.run(stdio, report),
+    });
+    setns(this.as_fd(), CloneFlags::CLONE_NEWPID)?;
+    pid
+}
+
+fn fork_with(
+    flags: libc::c_int,
+    report: OwnedFd,
+    child: impl FnOnce(OwnedFd) -> Result<Infallible, Reported>,
+) -> io::Result<Pid> {
     // SAFETY: without CLONE_VM and with a null stack this is a fork; the process has one thread, so the child's copy of every
     // lock is free.
     let pid = unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0) };
     match pid {
         0 => {
-            let Err(failure) = become_container(plan, cgroup, stdio, report);
-            report_failure(report, &failure);
+            let Err(Reported(failure, report)) = child(report);
+            report_failure(&report, &failure);
             // SAFETY: ends the child at once, without the parent's exit handlers.
             unsafe { libc::_exit(1) }
         }
@@ -56,82 +82,70 @@ fn report_failure(report: &OwnedFd, failure: &Failure) {
     }
 }
 
-impl From<AgentError> for Failure {
-    fn from(error: AgentError) -> Self {
-        Self::new(FailureKind::Other, error.to_string())
-    }
-}
-
-fn become_container(
-    plan: &Plan<'_>,
-    cgroup: &Cgroup,
-    stdio: Stdio,
-    report: &OwnedFd,
-) -> Result<Infallible, Failure> {
+/// In the container's first process: everything that its namespaces hold.
+fn enter_new(plan: &Plan<'_>, prepared: &Prepared, cgroup: &Cgroup) -> Result<(), Failure> {
     reset_signals().context("reset signals")?;
     setsid().context("start a session")?;
     cgroup.enter()?;
     if plan.cgroup_namespace {
         unshare(CloneFlags::CLONE_NEWCGROUP).context("enter a cgroup namespace")?;
     }
-    build_root(plan)?;
-    let identity = user::resolve(&plan.user).map_err(|why| Failure::new(FailureKind::Other, why))?;
-    connect_stdio(stdio, report, &identity).context("set up the standard streams")?;
-    set_limits(plan)?;
-    let env = environment(&plan.spec.process.env, &identity);
-    enter_directory(&plan.spec.process.cwd)?;
-    take_identity(plan, &identity)?;
-    execute(&plan.spec.process.args, &env)
+    build_root(plan, prepared)
 }
 
-fn reset_signals() -> nix::Result<()> {
-    for number in Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP)) {
-        // SAFETY: sets a default disposition; no handler of ours is involved.
-        unsafe { signal(number, SigHandler::SigDfl) }?;
-    }
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+/// In a further process: the namespaces of the container, as they are.
+fn enter_running(container: &OwnedFd, cgroup: &Cgroup) -> Result<(), Failure> {
+    // Until it executes the program, the container's other processes may not trace it or look at it.
+    set_dumpable(false).context("forbid tracing")?;
+    reset_signals().context("reset signals")?;
+    setsid().context("start a session")?;
+    cgroup.enter()?;
+    let namespaces = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWCGROUP;
+    setns(container.as_fd(), namespaces).context("enter the container's namespaces")?;
+    Ok(())
 }
 
 /// Namespaces' contents: mounts, names, devices, network.
-fn build_root(plan: &Plan<'_>) -> Result<(), AgentError> {
+fn build_root(plan: &Plan<'_>, prepared: &Prepared) -> Result<(), Failure> {
+    let spec = plan.spec;
+    if plan.namespaces.contains(CloneFlags::CLONE_NEWNET) {
+        network::set_up(plan.netlink, plan.interfaces)?;
+    }
+    let opened = prepared.open_mounts(&spec.mounts)?;
     mounts::enter_root()?;
-    for entry in plan.mounts() {
-        mounts::mount_one(entry)?;
-        if entry.destination == Path::new("/dev") {
+    for mount in &opened {
+        mounts::mount_one(mount)?;
+        if mount.target == Path::new("/dev") && mount.tree.is_none() {
             devices::create().context("make the device nodes")?;
         }
     }
-    if plan.namespaces.contains(CloneFlags::CLONE_NEWNET) {
-        bring_loopback_up().context("bring the loopback interface up")?;
-    }
-    if let Some(hostname) = &plan.spec.hostname {
+    drop(opened);
+    if let Some(hostname) = &spec.hostname {
         sethostname(hostname).context("set the host name")?;
-        mounts::write_host_files(hostname)?;
     }
-    for (key, value) in &plan.spec.linux.sysctl {
+    if let Some(domainname) = &spec.domainname {
+        set_domain_name(domainname).context("set the domain name")?;
+    }
+    for (key, value) in &spec.linux.sysctl {
         let path = Path::new("/proc/sys").join(key.replace('.', "/"));
         fs::write(path, value).context(format!("set the sysctl {key}"))?;
     }
-    make_directory(&plan.spec.process.cwd)?;
-    plan.spec.linux.readonly_paths.iter().try_for_each(|path| mounts::make_read_only(path))?;
-    plan.spec.linux.masked_paths.iter().try_for_each(|path| mounts::mask(path))?;
-    if plan.spec.root.readonly {
+    make_directory(&spec.process.cwd)?;
+    spec.linux.readonly_paths.iter().try_for_each(|path| mounts::make_read_only(path))?;
+    spec.linux.masked_paths.iter().try_for_each(|path| mounts::mask(path))?;
+    if spec.root.readonly {
         mounts::make_root_read_only()?;
     }
     Ok(())
 }
 
-fn bring_loopback_up() -> io::Result<()> {
-    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    // SAFETY: ifreq is plain data; all zeroes is a valid value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-        *to = libc::c_char::from_ne_bytes([*from]);
-    }
-    request.ifr_ifru.ifru_flags =
-        libc::c_short::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or_default();
-    // SAFETY: the pointer is to an ifreq that lives through the call.
-    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })?;
+fn set_domain_name(name: &str) -> io::Result<()> {
+    // SAFETY: the pointer and the length are those of one string that lives through the call.
+    Errno::result(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) })?;
     Ok(())
 }
 
@@ -139,127 +153,10 @@ fn bring_loopback_up() -> io::Result<()> {
 fn make_directory(path: &Path) -> Result<(), AgentError> {
     match fs::create_dir_all(path) {
         Err(e) if e.raw_os_error() == Some(libc::EROFS) => Ok(()),
+        // Entering it says more than making it.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists || e.kind() == io::ErrorKind::NotADirectory => {
+            Ok(())
+        }
         other => other.context(format!("create the working directory {}", path.display())),
     }
-}
-
-fn connect_stdio(stdio: Stdio, report: &OwnedFd, identity: &Identity) -> io::Result<()> {
-    match stdio {
-        Stdio::Pipes([stdin, stdout, stderr]) => {
-            dup2_stdin(&stdin)?;
-            dup2_stdout(&stdout)?;
-            dup2_stderr(&stderr)?;
-            // So that a program which is not root may open /dev/stdout anew.
-            for pipe in [&stdin, &stdout, &stderr] {
-                let _ = fchown(pipe, Some(Uid::from_raw(identity.uid)), Some(Gid::from_raw(identity.gid)));
-            }
-        }
-        Stdio::Terminal(size) => {
-            let master = terminal::open(size)?;
-            let _ = fchown(io::stdin(), Some(Uid::from_raw(identity.uid)), None);
-            let rights = [master.as_raw_fd()];
-            let message = [ControlMessage::ScmRights(&rights)];
-            sendmsg::<()>(report.as_raw_fd(), &[IoSlice::new(b"t")], &message, MsgFlags::MSG_NOSIGNAL, None)?;
-        }
-    }
-    Ok(())
-}
-
-fn set_limits(plan: &Plan<'_>) -> Result<(), AgentError> {
-    let process = &plan.spec.process;
-    for limit in &process.rlimits {
-        if let Some(resource) = rlimits::resource(&limit.kind) {
-            setrlimit(resource, limit.soft, limit.hard).context(format!("set the limit {}", limit.kind))?;
-        }
-    }
-    if let Some(adjustment) = process.oom_score_adj {
-        fs::write("/proc/self/oom_score_adj", adjustment.to_string()).context("set oom_score_adj")?;
-    }
-    Ok(())
-}
-
-/// HOME comes from the user's entry unless it was given, PATH from Docker's default.
-fn environment(given: &[String], identity: &Identity) -> Vec<String> {
-    let mut env = given.to_vec();
-    let has = |env: &[String], name: &str| env.iter().any(|e| e.starts_with(name));
-    if !has(&env, "PATH=") {
-        env.push(DEFAULT_PATH.to_owned());
-    }
-    if !has(&env, "HOME=") {
-        env.push(format!("HOME={}", identity.home));
-    }
-    env
-}
-
-fn enter_directory(path: &Path) -> Result<(), AgentError> {
-    chdir(path).context(format!("enter the working directory {}", path.display()))
-}
-
-fn take_identity(plan: &Plan<'_>, identity: &Identity) -> Result<(), AgentError> {
-    let process = &plan.spec.process;
-    let sets = Sets::new(&process.capabilities.clone().unwrap_or_default());
-    sets.drop_bounding().map_err(io::Error::other).context("narrow the capability bounding set")?;
-    let groups: Vec<Gid> = identity.groups.iter().copied().map(Gid::from_raw).collect();
-    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
-    setgroups(&groups).context("set the supplementary groups")?;
-    setresgid(gid, gid, gid).context("set the group")?;
-    // The kernel clears the sets when root becomes another user, unless told to keep them until they are set below.
-    nix::sys::prctl::set_keepcaps(true).context("keep capabilities over the change of user")?;
-    setresuid(uid, uid, uid).context("set the user")?;
-    sets.apply().map_err(io::Error::other).context("set the capabilities")?;
-    umask(Mode::from_bits_truncate(process.user.umask.unwrap_or(0o022)));
-    if process.no_new_privileges {
-        set_no_new_privs().context("forbid new privileges")?;
-    }
-    Ok(())
-}
-
-/// Executes the program, searched along PATH as execvp does.
-fn execute(args: &[String], env: &[String]) -> Result<Infallible, Failure> {
-    let program = &args[0];
-    let c_string = |s: &String| {
-        CString::new(s.as_bytes())
-            .map_err(|_| Failure::new(FailureKind::Other, "an argument holds a NUL byte"))
-    };
-    let c_args = args.iter().map(c_string).collect::<Result<Vec<_>, _>>()?;
-    let c_env = env.iter().map(c_string).collect::<Result<Vec<_>, _>>()?;
-    let mut error = Errno::ENOENT;
-    for candidate in candidates(program, env) {
-        let path = c_string(&candidate)?;
-        let Err(errno) = execve(&path, &c_args, &c_env);
-        // As execvp: a name that is found but not executable is remembered, the search goes on.
-        match errno {
-            Errno::ENOENT | Errno::ENOTDIR if Path::new(&candidate).exists() && error == Errno::ENOENT => {
-                return Err(missing_interpreter(program));
-            }
-            Errno::ENOENT | Errno::ENOTDIR => {}
-            other => error = other,
-        }
-    }
-    if error == Errno::ENOENT {
-        let place = if program.contains('/') { "" } else { " in $PATH" };
-        let text = format!("exec: {program:?}: executable file not found{place}");
-        return Err(Failure::new(FailureKind::NotFound, text));
-    }
-    let is_directory = fs::metadata(program).is_ok_and(|m| m.is_dir());
-    let why = match error {
-        _ if is_directory => "it is a directory".to_owned(),
-        Errno::EACCES => "permission denied".to_owned(),
-        Errno::ENOEXEC => "exec format error".to_owned(),
-        other => other.desc().to_lowercase(),
-    };
-    Err(Failure::new(FailureKind::NotExecutable, format!("exec: {program:?}: {why}")))
-}
-
-fn candidates(program: &str, env: &[String]) -> Vec<String> {
-    if program.contains('/') {
-        return vec![program.to_owned()];
-    }
-    let path = env.iter().find_map(|e| e.strip_prefix("PATH=")).unwrap_or_default();
-    path.split(':').map(|dir| format!("{}/{program}", if dir.is_empty() { "." } else { dir })).collect()
-}
-
-fn missing_interpreter(program: &str) -> Failure {
-    let text = format!("exec: {program:?}: its interpreter or loader is not in the image");
-    Failure::new(FailureKind::NotFound, text)
 }

@@ -25,8 +25,8 @@ pub(crate) fn resize(master: impl AsFd, size: TerminalSize) -> io::Result<()> {
 }
 
 /// Opens a terminal in the container's devpts, makes it the controlling terminal and the three standard streams.
-/// Returns the master side. The caller is a session leader in the container's root.
-pub(super) fn open(size: TerminalSize) -> io::Result<OwnedFd> {
+/// With `console`, it is /dev/console as well. Returns the master side. The caller is a session leader in the container's root.
+pub(super) fn open(size: TerminalSize, console: bool) -> io::Result<OwnedFd> {
     let flags = libc::O_NOCTTY | libc::O_CLOEXEC;
     let open = |path: &str| OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
     let master = open("/dev/pts/ptmx")?;
@@ -42,8 +42,10 @@ pub(super) fn open(size: TerminalSize) -> io::Result<OwnedFd> {
     resize(&master, size)?;
     // SAFETY: an integer argument only; the descriptor is open.
     unsafe { set_controlling_terminal(slave.as_raw_fd(), 0) }?;
-    File::create("/dev/console")?;
-    mount(Some(path.as_str()), "/dev/console", None::<&CStr>, MsFlags::MS_BIND, None::<&CStr>)?;
+    if console {
+        File::create("/dev/console")?;
+        mount(Some(path.as_str()), "/dev/console", None::<&CStr>, MsFlags::MS_BIND, None::<&CStr>)?;
+    }
     dup2_stdin(&slave)?;
     dup2_stdout(&slave)?;
     dup2_stderr(&slave)?;

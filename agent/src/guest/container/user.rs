@@ -11,18 +11,26 @@ const MAX_GROUPS: usize = 1024;
 
 /// Who a process runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Identity {
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+pub(crate) struct Identity {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
     /// Supplementary groups.
     pub(super) groups: Vec<u32>,
     /// Home directory, for HOME.
     pub(super) home: String,
 }
 
-/// Looks a user up in the files of the current root.
-pub(super) fn resolve(user: &str) -> Result<Identity, String> {
-    resolve_in(user, &read_bounded("/etc/passwd"), &read_bounded("/etc/group"))
+/// Looks a user up in the files of the current root; `extra` are further groups, by name or number.
+pub(crate) fn resolve(user: &str, extra: &[String]) -> Result<Identity, String> {
+    let group = read_bounded("/etc/group");
+    let mut identity = resolve_in(user, &read_bounded("/etc/passwd"), &group)?;
+    for name in extra {
+        let id = find_group(name, &group)?;
+        if !identity.groups.contains(&id) {
+            identity.groups.push(id);
+        }
+    }
+    Ok(identity)
 }
 
 /// An absent or unreadable file holds no users.
@@ -32,6 +40,16 @@ fn read_bounded(path: &str) -> String {
         let _ = file.take(MAX_FILE).read_to_end(&mut bytes);
     }
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn find_group(wanted: &str, group: &str) -> Result<u32, String> {
+    group
+        .lines()
+        .map(|l| l.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.len() >= 4 && fields[0] == wanted)
+        .and_then(|fields| fields[2].parse().ok())
+        .or_else(|| wanted.parse().ok())
+        .ok_or_else(|| format!("unable to find group {wanted}: no matching entries in group file"))
 }
 
 fn resolve_in(user: &str, passwd: &str, group: &str) -> Result<Identity, String> {
@@ -55,11 +73,7 @@ fn resolve_in(user: &str, passwd: &str, group: &str) -> Result<Identity, String>
         || group.lines().map(|l| l.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 4);
     let gid = match group_name.filter(|g| !g.is_empty()) {
         None => from_entry(3).unwrap_or(0),
-        Some(wanted) => groups()
-            .find(|fields| fields[0] == wanted)
-            .and_then(|fields| fields[2].parse().ok())
-            .or_else(|| wanted.parse().ok())
-            .ok_or_else(|| format!("unable to find group {wanted}: no matching entries in group file"))?,
+        Some(wanted) => find_group(wanted, group)?,
     };
     // An explicit group replaces the memberships; the primary group is always among them, as with Docker.
     let user_name = entry.as_ref().map_or(name, |fields| fields[0]);

@@ -1,0 +1,231 @@
+//! Bind mounts: shared folders and the host's files, opened in the agent's file system and attached in the container's.
+//!
+//! A source is opened before the change of root and attached after it, so that neither end is looked up in the other's tree: the paths of the
+//! container are resolved within its root, whatever links its image holds.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::{Mode, UtimensatFlags, utimensat};
+use nix::sys::time::TimeSpec;
+
+use super::boot::RUN;
+use super::{AgentError, Context};
+use crate::protocol::spec::Mount;
+
+/// Most links on the way to a mount point, as in the kernel.
+const MAX_LINKS: usize = 40;
+
+// linux/mount.h; libc has the numbers of the calls but not these.
+const OPEN_TREE_CLONE: libc::c_uint = 1;
+const OPEN_TREE_CLOEXEC: libc::c_uint = libc::O_CLOEXEC as libc::c_uint;
+const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 0x4;
+const AT_RECURSIVE: libc::c_uint = 0x8000;
+const MOUNT_ATTR_RDONLY: u64 = 0x1;
+const MOUNT_ATTR_NOSUID: u64 = 0x2;
+const MOUNT_ATTR_NODEV: u64 = 0x4;
+const MOUNT_ATTR_NOEXEC: u64 = 0x8;
+
+/// `struct mount_attr` of linux/mount.h.
+#[repr(C)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+/// A mount that is not attached anywhere yet.
+pub(crate) struct Tree {
+    mount: OwnedFd,
+    is_directory: bool,
+}
+
+/// Where a share is mounted in the guest.
+pub(crate) fn share_path(tag: &str) -> PathBuf {
+    Path::new(RUN).join("shares").join(tag)
+}
+
+/// A tag is a name, not a path.
+pub(crate) fn is_tag(tag: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    (1..=36).contains(&tag.len()) && tag.bytes().all(plain) && !tag.starts_with('.')
+}
+
+/// Opens the source of a mount of the kind `bind`: a path in a share, whose links stay within it.
+pub(crate) fn open_share(entry: &Mount) -> Result<Tree, AgentError> {
+    let what = format!("open the volume {}", entry.source);
+    let (tag, path) = entry.source.split_once('/').unwrap_or((&entry.source, "."));
+    if !is_tag(tag) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it does not begin with a share's tag"))
+            .context(what);
+    }
+    let opened = || -> io::Result<Tree> {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_DIRECTORY;
+        let share = open(&share_path(tag), flags, Mode::empty())?;
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        let path = if path.is_empty() { "." } else { path };
+        clone_tree(openat2(share, path, how)?)
+    };
+    let tree = opened().context(what)?;
+    tree.restrict(&entry.options).context(format!("restrict the volume {}", entry.source))?;
+    Ok(tree)
+}
+
+/// Opens one of the agent's own files.
+pub(crate) fn open_file(path: &Path) -> Result<Tree, AgentError> {
+    open(path, OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())
+        .map_err(io::Error::from)
+        .and_then(clone_tree)
+        .context(format!("open {}", path.display()))
+}
+
+fn clone_tree(source: OwnedFd) -> io::Result<Tree> {
+    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE | (libc::AT_EMPTY_PATH as libc::c_uint);
+    // SAFETY: the path is a string that lives through the call; the call makes a new descriptor.
+    let mount = unsafe { libc::syscall(libc::SYS_open_tree, source.as_raw_fd(), c"".as_ptr(), flags) };
+    let mount = i32::try_from(Errno::result(mount)?).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+    let mount = unsafe { OwnedFd::from_raw_fd(mount) };
+    let is_directory = File::from(source).metadata()?.is_dir();
+    Ok(Tree { mount, is_directory })
+}
+
+impl Tree {
+    /// Applies the options of mount(8) that a bind mount has; what it does not know is refused.
+    fn restrict(&self, options: &[String]) -> io::Result<()> {
+        let mut set = 0;
+        for option in options {
+            set |= match option.as_str() {
+                "ro" | "rro" => MOUNT_ATTR_RDONLY,
+                "nosuid" => MOUNT_ATTR_NOSUID,
+                "nodev" => MOUNT_ATTR_NODEV,
+                "noexec" => MOUNT_ATTR_NOEXEC,
+                "bind" | "rbind" | "rw" | "suid" | "dev" | "exec" | "private" | "rprivate" => 0,
+                other => {
+                    let refusal = format!("a bind mount has no option {other:?}");
+                    return Err(io::Error::new(io::ErrorKind::Unsupported, refusal));
+                }
+            };
+        }
+        if set == 0 {
+            return Ok(());
+        }
+        let attributes = MountAttributes { set, clear: 0, propagation: 0, user_namespace: 0 };
+        let flags = AT_RECURSIVE | (libc::AT_EMPTY_PATH as libc::c_uint);
+        // SAFETY: both pointers are to values that live through the call, and the size is that of the structure.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_mount_setattr,
+                self.mount.as_raw_fd(),
+                c"".as_ptr(),
+                flags,
+                &raw const attributes,
+                size_of::<MountAttributes>(),
+            )
+        };
+        Errno::result(done)?;
+        Ok(())
+    }
+
+    /// Attaches the mount at a path of the current root, which is made if it is missing.
+    pub(crate) fn attach(&self, target: &Path) -> Result<(), AgentError> {
+        let attached = || -> io::Result<()> {
+            let place = mount_point(target, self.is_directory)?;
+            let place = CString::new(place.as_os_str().as_bytes())?;
+            // SAFETY: both paths are strings that live through the call.
+            let done = unsafe {
+                libc::syscall(
+                    libc::SYS_move_mount,
+                    self.mount.as_fd().as_raw_fd(),
+                    c"".as_ptr(),
+                    libc::AT_FDCWD,
+                    place.as_ptr(),
+                    MOVE_MOUNT_F_EMPTY_PATH,
+                )
+            };
+            Errno::result(done)?;
+            Ok(())
+        };
+        attached().context(format!("mount on {}", target.display()))
+    }
+}
+
+/// Follows the links of a mount point's last component, and makes what is missing: a directory, or an empty file. What was there keeps its
+/// times, so that a mount point that the agent makes does not count as a change by the container.
+pub(crate) fn mount_point(target: &Path, directory: bool) -> io::Result<PathBuf> {
+    let mut path = target.to_owned();
+    for _ in 0..MAX_LINKS {
+        match fs::symlink_metadata(&path) {
+            Ok(metadata) if metadata.is_symlink() => {
+                let link = fs::read_link(&path)?;
+                path = path.parent().unwrap_or(Path::new("/")).join(link);
+            }
+            Ok(_) => return Ok(path),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                make_quietly(&path, directory)?;
+                return Ok(path);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Err(Errno::ELOOP.into())
+}
+
+fn make_quietly(path: &Path, directory: bool) -> io::Result<()> {
+    let parent = path.ancestors().skip(1).find_map(|p| Some((p, fs::metadata(p).ok()?)));
+    if directory {
+        fs::create_dir_all(path)?;
+    } else {
+        fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
+        File::options().write(true).create(true).truncate(false).open(path)?;
+    }
+    let Some((parent, before)) = parent else { return Ok(()) };
+    let (accessed, modified) = (
+        TimeSpec::new(before.atime(), before.atime_nsec()),
+        TimeSpec::new(before.mtime(), before.mtime_nsec()),
+    );
+    utimensat(AT_FDCWD, parent, &accessed, &modified, UtimensatFlags::FollowSymlink)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_are_names() {
+        assert!(is_tag("data") && is_tag("v1_2.x-y"));
+        for bad in ["", ".", "..", ".x", "a/b", "a b", &"x".repeat(37)] {
+            assert!(!is_tag(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn mount_points_are_made_behind_links_without_a_trace_in_the_parents_times() {
+        let root = std::env::temp_dir().join(format!("bulkhead-binds-{}", std::process::id()));
+        fs::create_dir_all(root.join("etc")).unwrap();
+        let old = TimeSpec::new(1_000_000_000, 5);
+        utimensat(AT_FDCWD, &root.join("etc"), &old, &old, UtimensatFlags::FollowSymlink).unwrap();
+        assert_eq!(mount_point(&root.join("etc/hosts"), false).unwrap(), root.join("etc/hosts"));
+        assert!(root.join("etc/hosts").is_file());
+        assert_eq!(fs::metadata(root.join("etc")).unwrap().mtime(), 1_000_000_000);
+
+        std::os::unix::fs::symlink("../run/far/resolv.conf", root.join("etc/resolv.conf")).unwrap();
+        let place = mount_point(&root.join("etc/resolv.conf"), false).unwrap();
+        assert!(place.ends_with("run/far/resolv.conf") && root.join("run/far/resolv.conf").is_file());
+        assert!(mount_point(&root.join("a/b/c"), true).unwrap().is_dir());
+        std::os::unix::fs::symlink("loop", root.join("loop")).unwrap();
+        assert!(mount_point(&root.join("loop"), true).is_err());
+        fs::remove_dir_all(&root).unwrap();
+    }
+}
