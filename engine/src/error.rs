@@ -314,6 +314,8 @@ impl EngineError {
 /// A supervisor's error, as it travels to who asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
+    /// What those who asked treat differently.
+    pub kind: RefusalKind,
     /// What happened.
     pub what: String,
     /// Why, in one line.
@@ -326,13 +328,84 @@ pub struct Refusal {
     pub exit_code: u8,
 }
 
+/// Kinds of refusals, as far as they are treated differently.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalKind {
+    /// [`EngineError::NotRunning`].
+    NotRunning(String),
+    /// [`EngineError::Running`].
+    Running(String),
+    /// [`EngineError::Paused`].
+    Paused(String),
+    /// [`EngineError::NotPaused`].
+    NotPaused(String),
+    /// [`EngineError::NoContainer`].
+    NoContainer(String),
+    /// [`EngineError::NoExec`].
+    NoExec(String),
+    /// [`EngineError::Invalid`].
+    Invalid(String),
+    /// [`EngineError::Conflict`].
+    Conflict(String),
+    /// [`EngineError::Start`].
+    Start(Failure),
+    /// [`EngineError::Guest`].
+    Guest(Failure),
+    /// Any other.
+    Other,
+}
+
+impl From<&EngineError> for RefusalKind {
+    fn from(error: &EngineError) -> Self {
+        match error {
+            EngineError::NotRunning(text) => Self::NotRunning(text.clone()),
+            EngineError::Running(text) => Self::Running(text.clone()),
+            EngineError::Paused(text) => Self::Paused(text.clone()),
+            EngineError::NotPaused(text) => Self::NotPaused(text.clone()),
+            EngineError::NoContainer(text) => Self::NoContainer(text.clone()),
+            EngineError::NoExec(text) => Self::NoExec(text.clone()),
+            EngineError::Invalid(text) => Self::Invalid(text.clone()),
+            EngineError::Conflict(text) => Self::Conflict(text.clone()),
+            EngineError::Start(failure) => Self::Start(failure.clone()),
+            EngineError::Guest(failure) => Self::Guest(failure.clone()),
+            _ => Self::Other,
+        }
+    }
+}
+
+impl From<Refusal> for EngineError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal.kind {
+            RefusalKind::NotRunning(text) => Self::NotRunning(text),
+            RefusalKind::Running(text) => Self::Running(text),
+            RefusalKind::Paused(text) => Self::Paused(text),
+            RefusalKind::NotPaused(text) => Self::NotPaused(text),
+            RefusalKind::NoContainer(text) => Self::NoContainer(text),
+            RefusalKind::NoExec(text) => Self::NoExec(text),
+            RefusalKind::Invalid(text) => Self::Invalid(text),
+            RefusalKind::Conflict(text) => Self::Conflict(text),
+            RefusalKind::Start(failure) => Self::Start(failure),
+            RefusalKind::Guest(failure) => Self::Guest(failure),
+            RefusalKind::Other => Self::Supervisor(Box::new(refusal)),
+        }
+    }
+}
+
 impl From<&EngineError> for Refusal {
     fn from(error: &EngineError) -> Self {
         if let EngineError::Supervisor(refusal) = error {
             return Self::clone(refusal);
         }
         let Advice { why, next } = error.advice();
-        Self { what: error.to_string(), why, next, console: error.console(), exit_code: error.exit_code() }
+        Self {
+            kind: error.into(),
+            what: error.to_string(),
+            why,
+            next,
+            console: error.console(),
+            exit_code: error.exit_code(),
+        }
     }
 }
 

@@ -43,7 +43,7 @@ pub(crate) async fn ask(
 pub(crate) async fn reply(connection: &mut UnixStream, id: &str) -> Result<Reply, EngineError> {
     let reply: Result<Reply, Refusal> =
         read_frame(connection).await.map_err(|_| EngineError::SupervisorGone(id.to_owned()))?;
-    reply.map_err(|refusal| EngineError::Supervisor(Box::new(refusal)))
+    reply.map_err(EngineError::from)
 }
 
 async fn connect(paths: &Paths, id: &str, spawn: bool) -> Result<UnixStream, EngineError> {
