@@ -1,7 +1,7 @@
 //! Archives that cannot be read in any order, because they are compressed or come through a pipe, are first unpacked to
 //! a file in the store's own `tmp`.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 
@@ -102,12 +102,19 @@ impl Store {
             return Ok(None);
         };
         // What cannot be opened is told by whoever reads it next.
+        match fs::metadata(path) {
+            Ok(metadata) if metadata.is_file() => {}
+            // A pipe can be read once, but a source is: it is looked up first, and then made ready.
+            Ok(_) => {
+                return Err(Error::Unsupported {
+                    what: format!("{}: a source that is not a file", path.display()),
+                });
+            }
+            Err(_) => return Ok(None),
+        }
         let Ok(mut file) = File::open(path) else { return Ok(None) };
         let mut head = [0; 6];
         let failed = |e| Error::io("read", path, e);
-        if !file.metadata().map_err(failed)?.is_file() {
-            return self.spool(file, &path.display().to_string()).map(Some);
-        }
         let n = (&mut file).take(6).read(&mut head).map_err(failed)?;
         if packing(&head[..n], &path.display().to_string())? == Compression::None {
             return Ok(None);
