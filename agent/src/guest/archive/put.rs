@@ -52,6 +52,7 @@ pub(super) fn unpack(request: &ArchivePut, from: impl Read) -> Result<(), Failur
 }
 
 /// What is wrong with the archive itself is never a matter of the container's paths.
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn damaged(error: io::Error) -> Failure {
     Failure::new(FailureKind::Other, error.to_string())
 }

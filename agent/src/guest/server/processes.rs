@@ -21,9 +21,9 @@ use crate::protocol::{
 /// A process to start.
 pub(super) enum Launch {
     /// The container's first.
-    Start(Start),
+    Start(Box<Start>),
     /// A further one.
-    Exec(Exec),
+    Exec(Box<Exec>),
 }
 
 impl Launch {
@@ -108,13 +108,13 @@ impl Server {
         }
         let process = launch.process().clone();
         let mut starting = match launch {
-            Launch::Start(start) => self.start(start)?,
+            Launch::Start(start) => self.start(*start)?,
             Launch::Exec(exec) => {
                 let container = self.running()?;
                 if self.watched.as_ref().is_some_and(Watched::is_paused) {
                     return Err(Failure::new(FailureKind::Paused, "the container is paused"));
                 }
-                container.exec(exec, &self.pid_namespace)?
+                container.exec(*exec, &self.pid_namespace)?
             }
         };
         let pipes = std::mem::take(&mut starting.pipes);
