@@ -171,9 +171,10 @@ fn dockers_default_profile_lets_programs_run_and_refuses_the_rest() {
             cap_add: cap_add.to_vec(),
             ..ContainerConfig::default()
         };
-        let built = engine::spec::build(&harbour.image().config, &config, "harbour").unwrap();
-        let mut request = start(built.spec);
-        request.seccomp = built.seccomp;
+        let spec = engine::spec::build(&config, "harbour").unwrap();
+        let granted = spec.process.capabilities.clone().unwrap().bounding;
+        let mut request = start(spec);
+        request.seccomp = config.seccomp.compile(&granted).unwrap();
         let init = guest.start(request);
         let script = "echo hi | cat | wc -c; ls / >/dev/null; (sleep 0.1 & wait); ping -c 1 -W 1 127.0.0.1 >/dev/null; \
             touch /tmp/x; chown 1:1 /tmp/x; mkdir -p /tmp/d; chroot / true; cat /proc/self/status | grep Seccomp_filters; \

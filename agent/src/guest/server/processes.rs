@@ -12,7 +12,7 @@ use super::{MAX_PROCESSES, Server};
 use crate::guest::container::{self, Report};
 use crate::guest::pump::{Interest, Pump, set_nonblocking};
 use crate::guest::streams::Opened;
-use crate::guest::{AgentError, Context};
+use crate::guest::{AgentError, Context, sys};
 use crate::protocol::{
     Answer, Exec, ExitStatus, Failure, FailureKind, MAX_SIGNAL, Message, ProcessId, Start, Stream,
     TerminalSize,
@@ -72,8 +72,7 @@ impl Server {
         if signal == 0 || signal > MAX_SIGNAL {
             return Err(Failure::new(FailureKind::Unsupported, format!("{signal} is not a signal")));
         }
-        // SAFETY: kill takes two integers; real-time signals have no name in nix's enum.
-        Errno::result(unsafe { libc::kill(process.pid.as_raw(), i32::from(signal)) }).map_err(|e| {
+        sys::kill(process.pid, i32::from(signal)).map_err(|e| {
             Failure::new(FailureKind::Other, format!("the signal could not be sent: {}", e.desc()))
         })?;
         Ok(Answer::Done)
