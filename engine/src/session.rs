@@ -19,6 +19,7 @@ use crate::error::{Advice, Hint};
 use crate::machine::Machine;
 use crate::machine::{boot_timeout, silent};
 use crate::options::{RunOptions, TerminalMode};
+use crate::seccomp::Seccomp;
 use crate::signals::Signals;
 use crate::stdio::{InputPump, start_output};
 use crate::timings::Timings;
@@ -115,6 +116,9 @@ impl Session<'_> {
             .map(|stream| self.machine.connect(STREAM_PORT).map(|connection| (connection, *stream)))
             .collect::<io::Result<Vec<_>>>()
             .map_err(FrameError::from)?;
+        let capabilities = spec.process.capabilities.as_ref().map(|c| c.bounding.clone()).unwrap_or_default();
+        let seccomp =
+            Seccomp::Default.compile(&capabilities).map_err(|e| EngineError::Invalid(e.to_string()))?;
         let started = self.client.send(Call::Start(Box::new(Start {
             process: process.clone(),
             spec,
@@ -123,7 +127,7 @@ impl Session<'_> {
             stdin: options.interactive,
             groups: Vec::new(),
             init: false,
-            seccomp: Vec::new(),
+            seccomp,
             network: Vec::new(),
         })))?;
         let streams = open_streams(&process, pending)?;

@@ -27,7 +27,7 @@ fn a_command_that_is_missing_or_cannot_be_executed() {
     let image = image_name(&image);
     for (command, code, why) in [
         ("no-such-program", 127, "executable file not found in $PATH"),
-        ("/no/such/program", 127, "executable file not found"),
+        ("/no/such/program", 127, "no such file or directory"),
         ("script", 127, "interpreter"),
         ("plain", 126, "permission denied"),
         ("/bin", 126, "directory"),

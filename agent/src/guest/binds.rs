@@ -3,11 +3,9 @@
 //! A source is opened before the change of root and attached after it, so that neither end is looked up in the other's tree: the paths of the
 //! container are resolved within its root, whatever links its image holds.
 
-use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -17,30 +15,12 @@ use nix::sys::stat::{Mode, UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 
 use super::boot::RUN;
+use super::sys::{self, mount_attribute};
 use super::{AgentError, Context};
 use crate::protocol::spec::Mount;
 
 /// Most links on the way to a mount point, as in the kernel.
 const MAX_LINKS: usize = 40;
-
-// linux/mount.h; libc has the numbers of the calls but not these.
-const OPEN_TREE_CLONE: libc::c_uint = 1;
-const OPEN_TREE_CLOEXEC: libc::c_uint = libc::O_CLOEXEC as libc::c_uint;
-const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 0x4;
-const AT_RECURSIVE: libc::c_uint = 0x8000;
-const MOUNT_ATTR_RDONLY: u64 = 0x1;
-const MOUNT_ATTR_NOSUID: u64 = 0x2;
-const MOUNT_ATTR_NODEV: u64 = 0x4;
-const MOUNT_ATTR_NOEXEC: u64 = 0x8;
-
-/// `struct mount_attr` of linux/mount.h.
-#[repr(C)]
-struct MountAttributes {
-    set: u64,
-    clear: u64,
-    propagation: u64,
-    user_namespace: u64,
-}
 
 /// A mount that is not attached anywhere yet.
 pub(crate) struct Tree {
@@ -90,12 +70,7 @@ pub(crate) fn open_file(path: &Path) -> Result<Tree, AgentError> {
 }
 
 fn clone_tree(source: OwnedFd) -> io::Result<Tree> {
-    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE | (libc::AT_EMPTY_PATH as libc::c_uint);
-    // SAFETY: the path is a string that lives through the call; the call makes a new descriptor.
-    let mount = unsafe { libc::syscall(libc::SYS_open_tree, source.as_raw_fd(), c"".as_ptr(), flags) };
-    let mount = i32::try_from(Errno::result(mount)?).map_err(io::Error::other)?;
-    // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
-    let mount = unsafe { OwnedFd::from_raw_fd(mount) };
+    let mount = sys::clone_mounts(&source)?;
     let is_directory = File::from(source).metadata()?.is_dir();
     Ok(Tree { mount, is_directory })
 }
@@ -106,10 +81,10 @@ impl Tree {
         let mut set = 0;
         for option in options {
             set |= match option.as_str() {
-                "ro" | "rro" => MOUNT_ATTR_RDONLY,
-                "nosuid" => MOUNT_ATTR_NOSUID,
-                "nodev" => MOUNT_ATTR_NODEV,
-                "noexec" => MOUNT_ATTR_NOEXEC,
+                "ro" | "rro" => mount_attribute::READ_ONLY,
+                "nosuid" => mount_attribute::NO_SUID,
+                "nodev" => mount_attribute::NO_DEVICES,
+                "noexec" => mount_attribute::NO_EXEC,
                 "bind" | "rbind" | "rw" | "suid" | "dev" | "exec" | "private" | "rprivate" => 0,
                 other => {
                     let refusal = format!("a bind mount has no option {other:?}");
@@ -117,46 +92,14 @@ impl Tree {
                 }
             };
         }
-        if set == 0 {
-            return Ok(());
-        }
-        let attributes = MountAttributes { set, clear: 0, propagation: 0, user_namespace: 0 };
-        let flags = AT_RECURSIVE | (libc::AT_EMPTY_PATH as libc::c_uint);
-        // SAFETY: both pointers are to values that live through the call, and the size is that of the structure.
-        let done = unsafe {
-            libc::syscall(
-                libc::SYS_mount_setattr,
-                self.mount.as_raw_fd(),
-                c"".as_ptr(),
-                flags,
-                &raw const attributes,
-                size_of::<MountAttributes>(),
-            )
-        };
-        Errno::result(done)?;
-        Ok(())
+        if set == 0 { Ok(()) } else { sys::restrict_mounts(&self.mount, set) }
     }
 
     /// Attaches the mount at a path of the current root, which is made if it is missing.
     pub(crate) fn attach(&self, target: &Path) -> Result<(), AgentError> {
-        let attached = || -> io::Result<()> {
-            let place = mount_point(target, self.is_directory)?;
-            let place = CString::new(place.as_os_str().as_bytes())?;
-            // SAFETY: both paths are strings that live through the call.
-            let done = unsafe {
-                libc::syscall(
-                    libc::SYS_move_mount,
-                    self.mount.as_fd().as_raw_fd(),
-                    c"".as_ptr(),
-                    libc::AT_FDCWD,
-                    place.as_ptr(),
-                    MOVE_MOUNT_F_EMPTY_PATH,
-                )
-            };
-            Errno::result(done)?;
-            Ok(())
-        };
-        attached().context(format!("mount on {}", target.display()))
+        mount_point(target, self.is_directory)
+            .and_then(|place| sys::attach_mount(&self.mount, &place))
+            .context(format!("mount on {}", target.display()))
     }
 }
 

@@ -16,6 +16,7 @@ mod pump;
 mod rootfs;
 mod server;
 mod streams;
+mod sys;
 mod task;
 
 use std::io;

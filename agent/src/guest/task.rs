@@ -8,6 +8,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 use nix::unistd::{ForkResult, Pid, fork as fork_process};
 
+use super::sys;
 use crate::protocol::{Answer, Failure, FailureKind};
 
 /// Most bytes of a report: the longest path, escaped, and its fields.
@@ -40,8 +41,7 @@ pub(crate) fn fork(keep: &[RawFd], work: impl FnOnce() -> Result<Answer, Failure
             if let Ok(text) = serde_json::to_vec(&result) {
                 let _ = send(child_report.as_raw_fd(), &text, MsgFlags::MSG_NOSIGNAL);
             }
-            // SAFETY: ends the child at once, without the parent's exit handlers.
-            unsafe { libc::_exit(0) }
+            sys::exit_at_once(0)
         }
     }
 }
@@ -53,17 +53,11 @@ fn close_others(mut kept: Vec<i32>) {
     let mut from = 0;
     for fd in kept.into_iter().filter_map(|fd| u32::try_from(fd).ok()) {
         if fd > from {
-            close_range(from, fd - 1);
+            sys::close_range(from, fd - 1);
         }
         from = fd + 1;
     }
-    close_range(from, u32::MAX);
-}
-
-/// Closes all descriptors from one number to another.
-pub(crate) fn close_range(from: u32, to: u32) {
-    // SAFETY: takes three integers; nobody in this process uses the descriptors again.
-    unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
+    sys::close_range(from, u32::MAX);
 }
 
 impl Task {
@@ -93,8 +87,7 @@ mod tests {
         assert_eq!(done.result(), Ok(Answer::Done));
         let failed = fork(&[], || Err(Failure::new(FailureKind::NoSuchPath, "x"))).unwrap();
         assert_eq!(failed.result().unwrap_err().kind, FailureKind::NoSuchPath);
-        // SAFETY: ends the child.
-        let dead = fork(&[], || unsafe { libc::_exit(9) }).unwrap();
+        let dead = fork(&[], || sys::exit_at_once(9)).unwrap();
         assert!(dead.result().unwrap_err().text.contains("before its work was done"));
         for task in [done, failed, dead] {
             nix::sys::wait::waitpid(task.pid, None).unwrap();

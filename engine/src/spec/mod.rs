@@ -9,6 +9,8 @@ mod resources;
 pub use merge::merge;
 pub(crate) use resources::{resources, rlimits};
 
+use std::collections::BTreeMap;
+
 use agent::protocol::spec::{Capabilities, Linux, Mount, Namespace, NamespaceKind, Process, Root, Spec};
 use agent::protocol::{Exec, HostFile, Instruction, ProcessId, Start, TerminalSize};
 
@@ -44,6 +46,10 @@ const MASKED_PATHS: [&str; 9] = [
 ];
 
 const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Kernel parameters that Docker sets in every network namespace of a container's own: low ports and ping need no privilege there.
+const SYSCTLS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
 
 /// Terminal size of a client that does not say.
 const TERMINAL: TerminalSize = TerminalSize { rows: 24, columns: 80 };
@@ -144,6 +150,8 @@ pub(crate) fn files_of(container: &Container) -> Vec<HostFile> {
             .to_owned();
     for entry in &config.extra_hosts {
         if let Some((name, address)) = entry.split_once(':') {
+            // An IPv6 address may be written in brackets.
+            let address = address.trim_start_matches('[').trim_end_matches(']');
             hosts.push_str(&format!("{address}\t{name}\n"));
         }
     }
@@ -205,7 +213,7 @@ pub fn build(config: &ContainerConfig, hostname: &str) -> Result<Spec, EngineErr
             resources: resources(&config.limits),
             masked_paths: paths(&config.masked_paths, &MASKED_PATHS),
             readonly_paths: paths(&config.readonly_paths, &READONLY_PATHS),
-            sysctl: config.sysctls.clone(),
+            sysctl: sysctls(config),
         },
     })
 }
@@ -219,6 +227,14 @@ fn environment(config: &ContainerConfig, hostname: &str, tty: bool) -> Vec<Strin
     }
     config.env.iter().for_each(|entry| merge::set_variable(&mut env, entry));
     env
+}
+
+fn sysctls(config: &ContainerConfig) -> BTreeMap<String, String> {
+    let mut all = config.sysctls.clone();
+    for (name, value) in SYSCTLS {
+        all.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+    }
+    all
 }
 
 fn mounts(config: &ContainerConfig) -> Vec<Mount> {

@@ -7,6 +7,10 @@ use crate::model::{Limits, Ulimit};
 
 /// Period of the CPU quota in microseconds, the kernel's default.
 const CPU_PERIOD: u64 = 100_000;
+/// The kernel's least quota in microseconds.
+const MIN_QUOTA: i64 = 1000;
+/// Open files of a process, soft and hard, when nobody says: what systemd gives, and so Docker.
+const OPEN_FILES: (u64, u64) = (1024, 524_288);
 /// Billionths of a CPU in one CPU.
 const NANO: u64 = 1_000_000_000;
 
@@ -35,7 +39,9 @@ pub(crate) fn resources(limits: &Limits) -> Resources {
     let signed = |number: Option<u64>| number.map_or(0, |n| i64::try_from(n).unwrap_or(i64::MAX));
     let period = limits.cpu_period.filter(|period| *period > 0).unwrap_or(CPU_PERIOD);
     let quota = match limits.nano_cpus {
-        Some(nano) if nano > 0 => i64::try_from(nano.saturating_mul(CPU_PERIOD) / NANO).unwrap_or(i64::MAX),
+        Some(nano) if nano > 0 => {
+            i64::try_from(nano.saturating_mul(period) / NANO).unwrap_or(i64::MAX).max(MIN_QUOTA)
+        }
         _ => limits.cpu_quota.unwrap_or(0),
     };
     Resources {
@@ -56,20 +62,21 @@ pub(crate) fn resources(limits: &Limits) -> Resources {
 /// There is no limit of a name, or its soft value is above its hard one.
 pub(crate) fn rlimits(ulimits: &[Ulimit]) -> Result<Vec<Rlimit>, EngineError> {
     let infinite = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
-    ulimits
-        .iter()
-        .map(|limit| {
-            let (soft, hard) = (infinite(limit.soft), infinite(limit.hard));
-            if !RLIMITS.contains(&limit.name.as_str()) {
-                return Err(EngineError::Invalid(format!("invalid ulimit type: {}", limit.name)));
-            }
-            if soft > hard {
-                return Err(EngineError::Invalid(format!(
-                    "ulimit {}: the soft limit {} is above the hard limit {}",
-                    limit.name, limit.soft, limit.hard
-                )));
-            }
-            Ok(Rlimit { kind: format!("RLIMIT_{}", limit.name.to_ascii_uppercase()), soft, hard })
-        })
-        .collect()
+    let (soft, hard) = OPEN_FILES;
+    let open_files = Rlimit { kind: "RLIMIT_NOFILE".to_owned(), soft, hard };
+    let named = ulimits.iter().any(|limit| limit.name == "nofile");
+    let given = ulimits.iter().map(|limit| {
+        let (soft, hard) = (infinite(limit.soft), infinite(limit.hard));
+        if !RLIMITS.contains(&limit.name.as_str()) {
+            return Err(EngineError::Invalid(format!("invalid ulimit type: {}", limit.name)));
+        }
+        if soft > hard {
+            return Err(EngineError::Invalid(format!(
+                "ulimit {}: the soft limit {} is above the hard limit {}",
+                limit.name, limit.soft, limit.hard
+            )));
+        }
+        Ok(Rlimit { kind: format!("RLIMIT_{}", limit.name.to_ascii_uppercase()), soft, hard })
+    });
+    (!named).then_some(Ok(open_files)).into_iter().chain(given).collect()
 }

@@ -107,5 +107,26 @@ fn limits_become_resources() {
     let limit = |name: &str, soft, hard| Ulimit { name: name.into(), soft, hard };
     let made = rlimits(&[limit("nofile", 1024, -1)]).unwrap();
     assert_eq!((made[0].kind.as_str(), made[0].hard), ("RLIMIT_NOFILE", u64::MAX));
+    let made = rlimits(&[limit("core", 0, 0)]).unwrap();
+    assert_eq!(
+        (made.len(), made[0].soft, made[0].hard),
+        (2, 1024, 524_288),
+        "open files have a limit of ours"
+    );
+    let halves = Limits { nano_cpus: Some(500_000_000), cpu_period: Some(50_000), ..Limits::default() };
+    assert_eq!((resources(&halves).cpu.quota, resources(&halves).cpu.period), (25_000, 50_000));
     assert!(rlimits(&[limit("files", 1, 1)]).is_err() && rlimits(&[limit("nofile", 2, 1)]).is_err());
+}
+
+#[test]
+fn parameters_of_the_network_are_dockers_unless_they_are_given() {
+    let name = "net.ipv4.ip_unprivileged_port_start";
+    let of = |config: &ContainerConfig| build(config, "h").unwrap().linux.sysctl[name].clone();
+    let mut config = ContainerConfig::default();
+    assert_eq!(of(&config), "0");
+    config.sysctls.insert(name.into(), "1024".into());
+    assert_eq!(of(&config), "1024");
+    config.extra_hosts = vec!["six:[fd00::9]".into()];
+    let files = files_of(&container(config));
+    assert!(files[1].content.contains("fd00::9\tsix\n"), "{files:?}");
 }

@@ -168,7 +168,7 @@ fn archives_are_unpacked_within_the_containers_root() {
         listed,
         "new directory 750 5:6 1234567890\nnew/file regular file 4711 5:6 1234567890\nnew/soft symbolic link 777 5:6 1234567890\n\
          fifo fifo 600 5:6 1234567890\nimplied/deep directory 755 0:0 ".to_owned()
-            + &listed.lines().nth(4).unwrap().rsplit(' ').next().unwrap().to_owned()
+            + listed.lines().nth(4).unwrap().rsplit(' ').next().unwrap()
             + "\nexisting regular file 600 5:6 1234567890\nhello/etc/passwd\nthrough\nthrough2\n300000\n2\n"
     );
 

@@ -3,6 +3,7 @@
 use agent::protocol::spec::{Mount, Rlimit};
 use agent::protocol::{Answer, Call, Device, FailureKind, HostFile, Instruction, Interface, Route, Share};
 use bulkhead_tests::guest::{exec, prepare, start};
+use engine::model::ContainerConfig;
 
 use crate::{IDLE, harbour, spec};
 
@@ -158,6 +159,40 @@ fn interfaces_get_addresses_and_routes() {
     assert!(failure.text.contains("could be taken out"), "{failure:?}");
     guest.kill(init);
     assert_eq!(guest.call(Call::NetworkAttach(Box::new(absent))).unwrap_err().kind, FailureKind::NotRunning);
+}
+
+#[test]
+fn dockers_default_profile_lets_programs_run_and_refuses_the_rest() {
+    let Some(harbour) = harbour() else { return };
+    let mut guest = harbour.prepared();
+    for cap_add in [&[][..], &["SYS_ADMIN".to_owned()]] {
+        let config = ContainerConfig {
+            cmd: Some(vec!["sleep".into(), "1000".into()]),
+            cap_add: cap_add.to_vec(),
+            ..ContainerConfig::default()
+        };
+        let spec = engine::spec::build(&config, "harbour").unwrap();
+        let granted = spec.process.capabilities.clone().unwrap().bounding;
+        let mut request = start(spec);
+        request.seccomp = config.seccomp.compile(&granted).unwrap();
+        let init = guest.start(request);
+        let script = "echo hi | cat | wc -c; ls / >/dev/null; (sleep 0.1 & wait); ping -c 1 -W 1 127.0.0.1 >/dev/null; \
+            touch /tmp/x; chown 1:1 /tmp/x; mkdir -p /tmp/d; chroot / true; cat /proc/self/status | grep Seccomp_filters; \
+            mount -t tmpfs none /tmp/d 2>&1; unshare -n true 2>&1; dmesg 2>&1 >/dev/null; date -s @5 2>&1 >/dev/null";
+        let seen = guest.shell(&format!("{script}; true"));
+        let lines: Vec<&str> = seen.lines().collect();
+        assert_eq!(lines[..2], ["3", "Seccomp_filters:\t1"], "{seen}");
+        let refused = |what: &str| {
+            lines.iter().any(|l| l.contains(what) && l.contains("not permitted") || l.contains("denied"))
+        };
+        assert_eq!(
+            (refused("mount"), refused("unshare")),
+            (cap_add.is_empty(), cap_add.is_empty()),
+            "{seen}"
+        );
+        assert!(lines.iter().any(|l| l.contains("date: can't set date")), "{seen}");
+        guest.kill(init);
+    }
 }
 
 #[test]

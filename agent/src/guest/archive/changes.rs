@@ -10,9 +10,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::tar::{Entry, Kind, Writer};
-use super::tree::{Adder, child_name, list as names, xattr};
+use super::tree::{Adder, child_name, list as names};
 use super::{at, failed};
 use crate::guest::rootfs::{IMAGE, UPPER};
+use crate::guest::sys;
 use crate::protocol::{Change, ChangeKind, Failure};
 
 /// Prefix of a layer's whiteouts, and the marker of an opaque directory (OCI image specification, layer.md).
@@ -200,7 +201,7 @@ fn same(image: &Metadata, upper: &Metadata) -> bool {
 }
 
 fn is_opaque(path: &Path) -> io::Result<bool> {
-    Ok(xattr(path, b"trusted.overlay.opaque")?.is_some_and(|value| value == b"y"))
+    Ok(sys::get_xattr(path, b"trusted.overlay.opaque")?.is_some_and(|value| value == b"y"))
 }
 
 /// Whether this is one of the agent's own mount points with nothing else in it.

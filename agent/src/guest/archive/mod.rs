@@ -77,6 +77,7 @@ fn finish<W: io::Write>(archive: tar::Writer<W>) -> Result<Answer, Failure> {
     Ok(Answer::Done)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn failed(error: io::Error) -> Failure {
     let kind = match error.kind() {
         io::ErrorKind::NotFound => FailureKind::NoSuchPath,

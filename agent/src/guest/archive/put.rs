@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read};
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, fchown, lchown, symlink};
 use std::path::{Path, PathBuf};
@@ -20,6 +19,7 @@ use super::path::Wanted;
 use super::tar::{Entry, Kind, Reader};
 use super::{at, failed};
 use crate::guest::container::user;
+use crate::guest::sys;
 use crate::protocol::{ArchivePut, Failure, FailureKind};
 
 /// Most bytes after an archive's end that are read so that the sender is not cut off.
@@ -52,6 +52,7 @@ pub(super) fn unpack(request: &ArchivePut, from: impl Read) -> Result<(), Failur
 }
 
 /// What is wrong with the archive itself is never a matter of the container's paths.
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn damaged(error: io::Error) -> Failure {
     Failure::new(FailureKind::Other, error.to_string())
 }
@@ -196,12 +197,8 @@ fn set_time(path: &Path, modified: &TimeSpec) -> io::Result<()> {
 fn set_xattrs(file: &File, entry: &Entry) -> io::Result<()> {
     for (name, value) in entry.xattrs.iter().filter(|(name, _)| !name.starts_with(b"trusted.")) {
         let name = CString::new(name.as_slice())?;
-        // SAFETY: the name is a string and the value has the length given; both live through the call.
-        let done = unsafe {
-            libc::fsetxattr(file.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0)
-        };
-        match Errno::result(done) {
-            Ok(_) | Err(Errno::ENOTSUP | Errno::EPERM) => {}
+        match sys::set_xattr(file, &name, value) {
+            Ok(()) | Err(Errno::ENOTSUP | Errno::EPERM) => {}
             Err(e) => return Err(e.into()),
         }
     }

@@ -1,21 +1,19 @@
 //! Files to archive entries.
 
 use std::collections::HashMap;
-use std::ffi::{CString, OsStr};
+use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use nix::errno::Errno;
 use nix::sys::stat::{major, minor};
 
 use super::at;
 use super::tar::{Entry, Kind, Writer};
+use crate::guest::sys;
 
-/// Most bytes of a file's list of attributes, and of one value: the kernel's own bounds.
-const MAX_XATTR: usize = 64 * 1024;
 /// Most files with several names whose first name is remembered; further ones are archived anew under each name.
 const MAX_LINKED: usize = 65_536;
 
@@ -131,42 +129,12 @@ pub(super) fn child_name(directory: &[u8], name: &OsStr, is_directory: bool) -> 
 
 /// The attributes that an archive keeps: not those in which the overlay holds its own marks.
 fn xattrs(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let names = read_attribute(|buffer, size| {
-        let path = CString::new(path.as_os_str().as_bytes())?;
-        // SAFETY: the path is a string and the buffer has the size given; both live through the call.
-        Ok(unsafe { libc::llistxattr(path.as_ptr(), buffer.cast(), size) })
-    })?;
+    let names = sys::list_xattrs(path)?;
     let mut attributes = Vec::new();
     for name in names.split(|b| *b == 0).filter(|n| !n.is_empty() && !n.starts_with(b"trusted.overlay.")) {
-        if let Some(value) = xattr(path, name)? {
+        if let Some(value) = sys::get_xattr(path, name)? {
             attributes.push((name.to_vec(), value));
         }
     }
     Ok(attributes)
-}
-
-/// One attribute, if it is there.
-pub(super) fn xattr(path: &Path, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
-    let value = read_attribute(|buffer, size| {
-        let path = CString::new(path.as_os_str().as_bytes())?;
-        let name = CString::new(name)?;
-        // SAFETY: path and name are strings and the buffer has the size given; all live through the call.
-        Ok(unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), buffer.cast(), size) })
-    });
-    match value {
-        Err(e) if e.raw_os_error() == Some(libc::ENODATA) => Ok(None),
-        other => other.map(Some),
-    }
-}
-
-fn read_attribute(call: impl FnOnce(*mut u8, usize) -> io::Result<libc::ssize_t>) -> io::Result<Vec<u8>> {
-    let mut buffer = vec![0u8; MAX_XATTR];
-    match Errno::result(call(buffer.as_mut_ptr(), buffer.len())?) {
-        Ok(length) => {
-            buffer.truncate(usize::try_from(length).unwrap_or(0));
-            Ok(buffer)
-        }
-        Err(Errno::ENOTSUP) => Ok(Vec::new()),
-        Err(e) => Err(e.into()),
-    }
 }

@@ -9,7 +9,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork as fork_process, getpgrp, setpgid, tcsetpgrp};
 
 use super::program::{Reported, reset_signals};
-use crate::guest::task::close_range;
+use crate::guest::sys;
 use crate::protocol::{Failure, FailureKind};
 
 /// Forks; returns in the child only. The parent serves until the child has ended, and ends with its code.
@@ -33,10 +33,9 @@ pub(super) fn fork(report: OwnedFd) -> Result<OwnedFd, Reported> {
         Ok(ForkResult::Parent { child }) => {
             // The child alone says whether the program runs; and no pipe or connection of the agent's stays open here.
             drop(report);
-            close_range(3, u32::MAX);
+            sys::close_range(3, u32::MAX);
             let code = serve(child);
-            // SAFETY: ends the process at once, without exit handlers.
-            unsafe { libc::_exit(code) }
+            sys::exit_at_once(code)
         }
     }
 }
@@ -62,8 +61,7 @@ fn serve(child: Pid) -> i32 {
             continue;
         }
         if taken != libc::SIGCHLD {
-            // SAFETY: kill takes two integers.
-            unsafe { libc::kill(child.as_raw(), taken) };
+            let _ = sys::kill(child, taken);
             continue;
         }
         loop {

@@ -11,7 +11,6 @@ mod mounts;
 mod plan;
 mod program;
 mod rlimits;
-mod seccomp;
 mod stage;
 mod terminal;
 pub(crate) mod user;
@@ -19,7 +18,6 @@ pub(crate) mod user;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair,
@@ -31,9 +29,9 @@ use plan::Plan;
 use program::Program;
 pub(crate) use terminal::resize;
 
-use super::Context;
 use super::network::Netlink;
 use super::rootfs::Prepared;
+use super::{Context, sys};
 use crate::protocol::spec::{Capabilities, Rlimit};
 use crate::protocol::{Exec, Failure, FailureKind, Instruction, ProcessId, Start, TerminalSize};
 
@@ -104,7 +102,7 @@ pub(crate) fn start(request: Start, prepared: &Prepared) -> Result<(Container, S
     let (pipes, stdio) = make_stdio(request.stdin, request.terminal).context("make the standard pipes")?;
     let cgroup = Cgroup::create(CGROUP, &plan.limits)?;
     let forked = stage::fork(&plan, prepared, &cgroup, stdio, child_report).context("fork").and_then(|pid| {
-        let handle = open_pid(pid).context("hold the container's process")?;
+        let handle = sys::open_process(pid).context("hold the container's process")?;
         Ok((pid, handle))
     });
     let (pid, handle) = forked.inspect_err(|_| cgroup.remove())?;
@@ -166,14 +164,6 @@ fn report_pair() -> Result<(OwnedFd, OwnedFd), Failure> {
         .context("make the report socket")?;
     super::pump::set_nonblocking(&report).context("make the report socket non-blocking")?;
     Ok((report, child))
-}
-
-fn open_pid(pid: Pid) -> nix::Result<OwnedFd> {
-    // SAFETY: pidfd_open takes two integers.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
-    let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;
-    // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The child's side of its standard streams.

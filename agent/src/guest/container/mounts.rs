@@ -69,8 +69,13 @@ fn parse_options(options: &[String]) -> (MsFlags, String) {
             "nodiratime" => flags |= MsFlags::MS_NODIRATIME,
             "sync" => flags |= MsFlags::MS_SYNCHRONOUS,
             "dirsync" => flags |= MsFlags::MS_DIRSYNC,
-            "" | "rw" | "suid" | "dev" | "exec" | "atime" | "async" | "diratime" | "private" | "rprivate" => {
-            }
+            "rw" => flags -= MsFlags::MS_RDONLY,
+            "suid" => flags -= MsFlags::MS_NOSUID,
+            "dev" => flags -= MsFlags::MS_NODEV,
+            "exec" => flags -= MsFlags::MS_NOEXEC,
+            "atime" => flags -= MsFlags::MS_NOATIME,
+            "diratime" => flags -= MsFlags::MS_NODIRATIME,
+            "" | "async" | "private" | "rprivate" => {}
             other => data.push(other),
         }
     }
@@ -115,7 +120,8 @@ mod tests {
 
     #[test]
     fn options_are_split_into_flags_and_data() {
-        let options = ["nosuid", "ro", "mode=755", "size=65536k", "rprivate"].map(str::to_owned);
+        let options =
+            ["nosuid", "noexec", "ro", "mode=755", "size=65536k", "rprivate", "exec"].map(str::to_owned);
         let (flags, data) = parse_options(&options);
         assert_eq!(flags, MsFlags::MS_NOSUID | MsFlags::MS_RDONLY);
         assert_eq!(data, "mode=755,size=65536k");

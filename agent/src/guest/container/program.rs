@@ -19,8 +19,8 @@ use nix::unistd::{
 
 use super::capabilities::Sets;
 use super::user::{self, Identity};
-use super::{Stdio, init, rlimits, seccomp, terminal};
-use crate::guest::{AgentError, Context};
+use super::{Stdio, init, rlimits, terminal};
+use crate::guest::{AgentError, Context, sys};
 use crate::protocol::spec::Process;
 use crate::protocol::{Failure, FailureKind, Instruction};
 
@@ -85,7 +85,7 @@ impl Program<'_> {
             set_no_new_privs().context("forbid new privileges")?;
         } else {
             // Only a process with CAP_SYS_ADMIN may install a filter without that promise, so it comes before capabilities are dropped.
-            seccomp::install(self.seccomp).context("install the seccomp filter")?;
+            sys::install_filter(self.seccomp).context("install the seccomp filter")?;
         }
         let groups: Vec<Gid> = identity.groups.iter().copied().map(Gid::from_raw).collect();
         let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
@@ -97,7 +97,7 @@ impl Program<'_> {
         sets.apply().map_err(io::Error::other).context("set the capabilities")?;
         umask(Mode::from_bits_truncate(process.user.umask.unwrap_or(0o022)));
         if process.no_new_privileges {
-            seccomp::install(self.seccomp).context("install the seccomp filter")?;
+            sys::install_filter(self.seccomp).context("install the seccomp filter")?;
         }
         Ok(())
     }

@@ -8,7 +8,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
-use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl::set_dumpable;
 use nix::sys::socket::MsgFlags;
@@ -19,7 +18,7 @@ use super::plan::Plan;
 use super::program::{Program, Reported, reset_signals};
 use super::{Stdio, devices, mounts};
 use crate::guest::rootfs::Prepared;
-use crate::guest::{AgentError, Context, network};
+use crate::guest::{AgentError, Context, network, sys};
 use crate::protocol::Failure;
 
 /// Forks into new namespaces. The parent gets the child's pid; the child never returns.
@@ -68,8 +67,7 @@ fn fork_with(
         0 => {
             let Err(Reported(failure, report)) = child(report);
             report_failure(&report, &failure);
-            // SAFETY: ends the child at once, without the parent's exit handlers.
-            unsafe { libc::_exit(1) }
+            sys::exit_at_once(1)
         }
         pid if pid > 0 => Ok(Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?)),
         _ => Err(io::Error::last_os_error()),
@@ -128,7 +126,7 @@ fn build_root(plan: &Plan<'_>, prepared: &Prepared) -> Result<(), Failure> {
         sethostname(hostname).context("set the host name")?;
     }
     if let Some(domainname) = &spec.domainname {
-        set_domain_name(domainname).context("set the domain name")?;
+        sys::set_domain_name(domainname).context("set the domain name")?;
     }
     for (key, value) in &spec.linux.sysctl {
         let path = Path::new("/proc/sys").join(key.replace('.', "/"));
@@ -140,12 +138,6 @@ fn build_root(plan: &Plan<'_>, prepared: &Prepared) -> Result<(), Failure> {
     if spec.root.readonly {
         mounts::make_root_read_only()?;
     }
-    Ok(())
-}
-
-fn set_domain_name(name: &str) -> io::Result<()> {
-    // SAFETY: the pointer and the length are those of one string that lives through the call.
-    Errno::result(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) })?;
     Ok(())
 }
 

@@ -4,14 +4,12 @@ mod netlink;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 pub(crate) use netlink::Netlink;
 
-use super::Context;
+use super::{Context, sys};
 use crate::protocol::{Device, Failure, FailureKind, Interface, MAX_INTERFACE_NAME};
 
 /// The namespace's own loopback.
@@ -24,7 +22,7 @@ const RETURNED: &str = "free%d";
 /// # Errors
 /// A device is missing, or the kernel refuses an address or a route.
 pub(crate) fn set_up(machine: Option<&Netlink>, interfaces: &[Interface]) -> Result<(), Failure> {
-    bring_loopback_up().context("bring the loopback interface up")?;
+    sys::bring_up(LOOPBACK).context("bring the loopback interface up")?;
     let Some(machine) = machine else { return Ok(()) };
     interfaces.iter().try_for_each(|interface| attach(machine, interface))
 }
@@ -54,7 +52,7 @@ pub(crate) fn attach(machine: &Netlink, interface: &Interface) -> Result<(), Fai
             let text = format!("the machine has no network device {device}");
             return Err(Failure::new(FailureKind::Unsupported, text));
         };
-        let here = File::open("/proc/self/ns/net").context(what("find the namespace of"))?;
+        let here = File::open("/proc/thread-self/ns/net").context(what("find the namespace of"))?;
         machine.move_link(link.index, &here, name).context(what("move"))?;
     }
     let links = own.links().context(what("find"))?;
@@ -97,16 +95,81 @@ fn is_name(name: &str) -> bool {
         && !matches!(name, "." | ".." | "all" | "default")
 }
 
-fn bring_loopback_up() -> io::Result<()> {
-    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    // SAFETY: ifreq is plain data; all zeroes is a valid value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(LOOPBACK.bytes()) {
-        *to = libc::c_char::from_ne_bytes([from]);
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    fn ip(arguments: &str) -> Option<String> {
+        let output = Command::new("ip").args(arguments.split_whitespace()).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
-    request.ifr_ifru.ifru_flags =
-        libc::c_short::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or_default();
-    // SAFETY: the pointer is to an ifreq that lives through the call.
-    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })?;
-    Ok(())
+
+    /// A cable between two namespaces that only this thread has: the machine's, and the container's.
+    #[test]
+    fn a_device_is_moved_in_set_up_and_given_back() {
+        std::thread::spawn(|| {
+            let cable = unshare(CloneFlags::CLONE_NEWNET).ok().and_then(|()| {
+                ip("link add cable address 02:42:ac:11:00:02 type veth peer name far")?;
+                ip("link set far up")
+            });
+            if cable.is_none() {
+                eprintln!("skipped: no network namespace, no veth or no ip(8) here");
+                return;
+            }
+            let machine = Netlink::open().unwrap();
+            let machine_namespace = File::open("/proc/thread-self/ns/net").unwrap();
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let interface = Interface {
+                device: Device::Mac("02:42:ac:11:00:02".parse().unwrap()),
+                name: "eth0".into(),
+                addresses: vec!["172.17.0.2/16".parse().unwrap(), "fd17::2/64".parse().unwrap()],
+                mtu: Some(1400),
+                routes: ["0.0.0.0/0 172.17.0.1", "::/0 fd17::1"]
+                    .map(|route| route.split_once(' ').unwrap())
+                    .map(|(to, by)| crate::protocol::Route {
+                        destination: to.parse().unwrap(),
+                        gateway: Some(by.parse().unwrap()),
+                    })
+                    .into(),
+            };
+            set_up(Some(&machine), std::slice::from_ref(&interface)).unwrap();
+            let seen = ["address", "route", "-6 route"].map(|what| ip(what).unwrap()).concat();
+            for wanted in [
+                "eth0@",
+                "mtu 1400",
+                "inet 172.17.0.2/16 brd 172.17.255.255",
+                "inet6 fd17::2/64",
+                "default via 172.17.0.1",
+                "default via fd17::1",
+                "inet 127.0.0.1/8",
+            ] {
+                assert!(seen.contains(wanted), "{wanted}: {seen}");
+            }
+            assert!(attach(&machine, &interface).unwrap_err().text.contains("02:42:ac:11:00:02"));
+            detach(&machine_namespace, "eth0").unwrap();
+            assert!(detach(&machine_namespace, "eth0").is_err());
+            let back = machine.links().unwrap();
+            assert!(
+                back.iter().any(|l| l.address == [2, 0x42, 0xac, 0x11, 0, 2] && l.name == "free0"),
+                "{back:?}"
+            );
+            // And in again, under its new name.
+            set_up(Some(&machine), &[Interface { device: Device::Name("free0".into()), ..interface }])
+                .unwrap();
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn names_of_interfaces_are_names() {
+        assert!(is_name("eth0") && is_name("a_b.c-d"));
+        for bad in ["", ".", "..", "all", "default", "a/b", "a b", "sixteen-letters-"] {
+            assert!(!is_name(bad), "{bad}");
+        }
+    }
 }

@@ -41,15 +41,15 @@ impl Server {
     }
 
     /// Forks a helper; the request is answered when it has reported.
-    pub(super) fn help(&mut self, id: u64, work: Work) -> Result<(), Failure> {
+    pub(super) fn help(&mut self, id: u64, work: &Work) -> Result<(), Failure> {
         let stream = if work.needs_stream() {
             Some(self.streams.claim_transfer(id).context("claim a stream")?)
         } else {
             None
         };
-        let task = match &work {
-            Work::NetworkAttach(_) | Work::NetworkDetach(_) => self.fork_network(&work)?,
-            _ => self.fork_archive(&work, stream)?,
+        let task = match work {
+            Work::NetworkAttach(_) | Work::NetworkDetach(_) => self.fork_network(work)?,
+            _ => self.fork_archive(work, stream)?,
         };
         let token = self.token();
         let watched = self.epoll.add(&task.report, EpollEvent::new(EpollFlags::EPOLLIN, token));

@@ -52,7 +52,7 @@ const EVENTS: usize = 32;
 /// A request that waits.
 enum Waiting {
     /// For its streams.
-    Launch(Box<Launch>),
+    Launch(Launch),
     /// For its stream, and for one of few helpers.
     Work(Work),
 }
@@ -184,8 +184,8 @@ impl Server {
         let id = request.id;
         let result = match request.call {
             Call::Prepare(prepare) => self.prepare(&prepare),
-            Call::Start(start) => return self.wait(id, Waiting::Launch(Box::new(Launch::Start(*start)))),
-            Call::Exec(exec) => return self.wait(id, Waiting::Launch(Box::new(Launch::Exec(*exec)))),
+            Call::Start(start) => return self.wait(id, Waiting::Launch(Launch::Start(start))),
+            Call::Exec(exec) => return self.wait(id, Waiting::Launch(Launch::Exec(exec))),
             Call::Signal { process, signal } => self.signal(&process, signal),
             Call::Resize { process, size } => self.resize(&process, size),
             Call::Processes => self.running().map(|c| Answer::Processes(listing::read(&c.cgroup))),
@@ -270,8 +270,8 @@ impl Server {
                 continue;
             }
             let done = match waiting {
-                Waiting::Launch(launch) => self.launch(id, *launch),
-                Waiting::Work(work) => self.help(id, work),
+                Waiting::Launch(launch) => self.launch(id, launch),
+                Waiting::Work(work) => self.help(id, &work),
             };
             if let Err(failure) = done {
                 self.reply(id, Err(failure))?;

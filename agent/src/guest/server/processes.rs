@@ -12,7 +12,7 @@ use super::{MAX_PROCESSES, Server};
 use crate::guest::container::{self, Report};
 use crate::guest::pump::{Interest, Pump, set_nonblocking};
 use crate::guest::streams::Opened;
-use crate::guest::{AgentError, Context};
+use crate::guest::{AgentError, Context, sys};
 use crate::protocol::{
     Answer, Exec, ExitStatus, Failure, FailureKind, MAX_SIGNAL, Message, ProcessId, Start, Stream,
     TerminalSize,
@@ -21,9 +21,9 @@ use crate::protocol::{
 /// A process to start.
 pub(super) enum Launch {
     /// The container's first.
-    Start(Start),
+    Start(Box<Start>),
     /// A further one.
-    Exec(Exec),
+    Exec(Box<Exec>),
 }
 
 impl Launch {
@@ -72,8 +72,7 @@ impl Server {
         if signal == 0 || signal > MAX_SIGNAL {
             return Err(Failure::new(FailureKind::Unsupported, format!("{signal} is not a signal")));
         }
-        // SAFETY: kill takes two integers; real-time signals have no name in nix's enum.
-        Errno::result(unsafe { libc::kill(process.pid.as_raw(), i32::from(signal)) }).map_err(|e| {
+        sys::kill(process.pid, i32::from(signal)).map_err(|e| {
             Failure::new(FailureKind::Other, format!("the signal could not be sent: {}", e.desc()))
         })?;
         Ok(Answer::Done)
@@ -108,13 +107,13 @@ impl Server {
         }
         let process = launch.process().clone();
         let mut starting = match launch {
-            Launch::Start(start) => self.start(start)?,
+            Launch::Start(start) => self.start(*start)?,
             Launch::Exec(exec) => {
                 let container = self.running()?;
                 if self.watched.as_ref().is_some_and(Watched::is_paused) {
                     return Err(Failure::new(FailureKind::Paused, "the container is paused"));
                 }
-                container.exec(exec, &self.pid_namespace)?
+                container.exec(*exec, &self.pid_namespace)?
             }
         };
         let pipes = std::mem::take(&mut starting.pipes);
