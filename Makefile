@@ -10,7 +10,7 @@ BUILD_PACKAGES := bc bison busybox-static ca-certificates cpio curl e2fsprogs fl
 TEST_PACKAGES := $(BUILD_PACKAGES) debootstrap docker-registry erofs-utils expect procps skopeo strace umoci util-linux
 BENCH_PACKAGES := $(TEST_PACKAGES) containerd podman runc
 
-.PHONY: help setup setup-test setup-bench build kernel-uml kernel-kvm demo test bench bench-image lint fmt install clean
+.PHONY: help setup setup-test setup-bench build kernel-uml kernel-kvm demo test bench bench-image fuzz lint fmt install clean
 
 help: ## Show the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -45,6 +45,9 @@ bench: setup-bench build kernel-uml ## Time `run` beside runc, ctr and podman
 
 bench-image: setup-bench ## Time making an image ready beside podman, containerd and umoci
 	@python3 image-unpack/benches/bench-image.py
+
+fuzz: ## Run every fuzz target for a minute (SECONDS=n)
+	@vmm/fuzz/run.sh $(SECONDS)
 
 lint: ## Check formatting and run clippy
 	@cargo fmt --all --check
