@@ -48,6 +48,7 @@ bench-image: setup-bench ## Time making an image ready beside podman, containerd
 
 fuzz: setup ## Run the fuzzers, FUZZ_SECONDS each (60), beginning with the kept corpus
 	@image-unpack/fuzz/run.sh
+	@vmm/fuzz/run.sh
 
 lint: ## Check formatting and run clippy
 	@cargo fmt --all --check

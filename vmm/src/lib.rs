@@ -12,6 +12,10 @@ pub mod assemble;
 pub mod config;
 pub mod console;
 pub mod control;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+#[allow(clippy::expect_used, reason = "the world around a device under test")]
+pub mod fuzz;
 pub mod jail;
 pub mod kvm;
 pub mod machine;

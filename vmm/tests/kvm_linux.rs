@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod kvm;
+mod share;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use kvm::assembler::Code;
 use kvm::files::{Member, cpio, elf, memfd};
 use kvm::{Machine, device, skip};
 use vmm::control::ExitReason;
+use vmm::virtio::fs::Fs;
 
 /// The kernel that `guest-kernel/build.sh kvm` leaves in its cache, or what BULKHEAD_KERNEL_KVM names.
 fn kernel() -> Option<File> {
@@ -70,8 +72,8 @@ const WAIT4: u32 = 61;
 const MOUNT: u32 = 165;
 const ANYONE: u64 = u64::MAX;
 
-/// Says hello, runs a child to its end, shows the first bytes of the first disk and of the
-/// network interface's address, and exits, which an init must not.
+/// Says hello, runs a child to its end, shows the first bytes of the first disk, of the network
+/// interface's address and of a shared file, and exits, which an init must not.
 fn init() -> Vec<u8> {
     let mut program = Program { code: Code::default() };
     program.say("init runs\n").call(FORK, [0; 4]);
@@ -98,7 +100,10 @@ fn init() -> Vec<u8> {
     let (sysfs, sys) = (program.text("sysfs"), program.text("/sys"));
     let address = program.text("/sys/class/net/eth0/address");
     program.call(MOUNT, [sys, sys, sysfs, 0]).call(OPEN, [address, 0, 0, 0]);
-    program.call(READ, [4, buffer, 16, 0]).call(WRITE, [1, buffer, 16, 0]).say("\n").call(EXIT, [7, 0, 0, 0]);
+    program.call(READ, [4, buffer, 16, 0]).call(WRITE, [1, buffer, 16, 0]).say("\n");
+    let (tag, kind, file) = (program.text("data"), program.text("virtiofs"), program.text("/sys/told"));
+    program.call(MOUNT, [tag, sys, kind, 0]).call(OPEN, [file, 0, 0, 0]);
+    program.call(READ, [5, buffer, 16, 0]).call(WRITE, [1, buffer, 16, 0]).say("\n").call(EXIT, [7, 0, 0, 0]);
     elf(kvm::assembler::LOAD_ADDRESS, program.code.bytes())
 }
 
@@ -117,10 +122,18 @@ fn linux_boots_runs_processes_reads_a_disk_and_its_panic_is_told_apart() {
     let disk = Arc::new(memfd(&b"bytes of a disk!".repeat(512)));
     let machine = Machine::new(kvm, &[]).disk(&disk, 8192, true);
     let (mut machine, _cable) = machine.net([2, 0, 0, 0xab, 0xcd, 0xef]);
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("told"), "told by the host").unwrap();
+    let share = share::serve(folder.path(), true);
+    let shared = share.is_some();
+    let _server = share.map(|(server, socket)| {
+        machine.devices.push(Box::new(Fs::new(0, "data", socket).unwrap()));
+        server
+    });
     machine.kernel = kernel;
     machine.initramfs = memfd(&archive);
     machine.memory_mib = 64;
-    machine.deadline = Duration::from_secs(90);
+    machine.deadline = Duration::from_secs(240);
     let start = Instant::now();
     let report = machine.run();
     println!("Linux from start to panic: {:.2} s", start.elapsed().as_secs_f64());
@@ -129,4 +142,5 @@ fn linux_boots_runs_processes_reads_a_disk_and_its_panic_is_told_apart() {
     for said in ["init runs", "child runs", "child gone", "bytes of a disk!", "02:00:00:ab:cd:e"] {
         assert!(report.console.contains(said), "{said}: {report:?}");
     }
+    assert!(!shared || report.console.contains("told by the host"), "{report:?}");
 }

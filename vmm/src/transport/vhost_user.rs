@@ -117,6 +117,16 @@ impl Backend {
         memory_limit: u64,
         faults: FaultSlot,
     ) -> Result<Self, virtio_queue::Error> {
+        let mut backend = Self::without_front_end(device, memory_limit, faults)?;
+        backend.listener = Some(listener);
+        Ok(backend)
+    }
+
+    fn without_front_end(
+        device: Box<dyn VirtioDevice>,
+        memory_limit: u64,
+        faults: FaultSlot,
+    ) -> Result<Self, virtio_queue::Error> {
         let sizes = device.queue_sizes();
         // The front-end chooses the size, up to what it knows (256 for UML) and not what the device asked for.
         let queues = sizes.iter().map(|_| Queue::new(256)).collect::<Result<Vec<_>, _>>()?;
@@ -124,7 +134,7 @@ impl Backend {
         let calls = Calls::new(sizes.len());
         Ok(Self {
             device,
-            listener: Some(listener),
+            listener: None,
             socket: None,
             wire: Wire::default(),
             memory: None,
@@ -136,6 +146,22 @@ impl Backend {
             faults,
             watching_host: false,
         })
+    }
+
+    /// A device whose front-end has come already.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub fn connected(
+        device: Box<dyn VirtioDevice>,
+        socket: UnixStream,
+        memory_limit: u64,
+        faults: FaultSlot,
+    ) -> Result<Self, virtio_queue::Error> {
+        let mut backend = Self::without_front_end(device, memory_limit, faults)?;
+        backend.socket = Some(socket);
+        Ok(backend)
     }
 
     /// The device's name.
@@ -461,6 +487,11 @@ impl Backend {
 
 impl MutEventSubscriber for Backend {
     fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Some(socket) = &self.socket
+            && let Err(error) = ops.add(Events::with_data(socket, SOCKET, EventSet::IN))
+        {
+            self.fail(error.into());
+        }
         if let Some(fd) = self.listener_fd()
             && let Err(error) = ops.add(Events::with_data_raw(fd, LISTENER, EventSet::IN))
         {

@@ -189,8 +189,9 @@ fn pages(memory: &GuestMemoryMmap, request: &Request) -> Result<Vec<u64>, Device
 
 /// Lets go of the host's memory behind the whole pages of a range.
 fn discard(memory: &GuestMemoryMmap, address: GuestAddress, length: u64) -> Result<(), DeviceError> {
-    let end = address.0.checked_add(length).ok_or(DeviceError::Request("a range of pages that overflows"))?;
-    let start = address.0.next_multiple_of(PAGE);
+    let overflow = DeviceError::Request("a range of pages that overflows");
+    let bounds = address.0.checked_add(length).zip(address.0.checked_next_multiple_of(PAGE));
+    let (end, start) = bounds.ok_or(overflow)?;
     let end = end - end % PAGE;
     if start < end {
         sys::discard(memory, GuestAddress(start), end - start)?;

@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use nix::fcntl::{FcntlArg, fcntl};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -61,6 +62,19 @@ pub enum BlockError {
         /// The descriptor's index.
         fd: u32,
     },
+    /// A descriptor allows more or less than the disk.
+    #[error(
+        "disk {index}: descriptor {fd} must be opened {}",
+        if *read_only { "read-only, as the disk is" } else { "for reading and writing" }
+    )]
+    Access {
+        /// Position of the disk.
+        index: usize,
+        /// The descriptor's index.
+        fd: u32,
+        /// Whether the disk is read-only.
+        read_only: bool,
+    },
     /// The host refused an eventfd.
     #[error("disk {index}: cannot make an eventfd: {source}")]
     Event {
@@ -101,11 +115,15 @@ impl Block {
     /// Makes the device from its configuration; `files` are all descriptors that came with it, by index.
     ///
     /// # Errors
-    /// As [`Self::new`], or an extent names a descriptor that is not there.
+    /// As [`Self::new`], or an extent names a descriptor that is not there, or one that a read-only disk could be written by.
     pub fn from_config(index: usize, disk: &DiskConfig, files: &[Arc<File>]) -> Result<Self, BlockError> {
         let extents = disk.extents.iter().map(|extent| {
             let file = usize::try_from(extent.file.0).ok().and_then(|fd| files.get(fd));
             let file = file.ok_or(BlockError::Descriptor { index, fd: extent.file.0 })?;
+            let access = fcntl(&**file, FcntlArg::F_GETFL).map_or(0, |flags| flags & libc::O_ACCMODE);
+            if access != if disk.read_only { libc::O_RDONLY } else { libc::O_RDWR } {
+                return Err(BlockError::Access { index, fd: extent.file.0, read_only: disk.read_only });
+            }
             Ok(Extent { file: Arc::clone(file), offset: extent.offset, length: extent.length })
         });
         let mut block = Self::new(index, extents.collect::<Result<_, BlockError>>()?, disk.read_only)?;

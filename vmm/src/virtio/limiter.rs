@@ -125,7 +125,7 @@ impl Throttle {
         Self { limiter: Limiter::new(limit, Duration::ZERO), epoch: Instant::now(), throttled: 0 }
     }
 
-    /// Whether a request may pass now. If not, `wake` is set for when one may.
+    /// Whether the request at hand may pass now. If not, `wake` is set for when it may.
     pub fn ready(&mut self, wake: &mut Wake) -> bool {
         if self.limiter.is_unlimited() {
             return true;

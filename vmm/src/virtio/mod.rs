@@ -16,7 +16,7 @@ pub mod rng;
 pub mod serve;
 pub(crate) mod sys;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod vsock;
 pub mod wake;
 

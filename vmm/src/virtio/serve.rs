@@ -1,6 +1,6 @@
 //! The loop that serves a request queue, with a bound on the work of one event.
 
-use virtio_queue::QueueT;
+use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::chain::{Request, answer, next_request};
@@ -42,11 +42,12 @@ pub fn serve(
     queue.disable_notification(memory)?;
     let exhausted = 'serving: loop {
         loop {
+            let Some(request) = next_request(queue, memory)? else { break };
             if limit.as_mut().is_some_and(|limit| !limit.ready(wake)) {
+                queue.go_to_previous_position();
                 // Notifications stay off: the timer brings us back, and until then they would be for nothing.
                 break 'serving false;
             }
-            let Some(request) = next_request(queue, memory)? else { break };
             let served = execute(memory, &request)?;
             if let Some(limit) = &mut limit {
                 limit.spend(served.moved);

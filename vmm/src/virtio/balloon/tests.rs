@@ -191,6 +191,9 @@ fn pages_that_are_not_there_cost_the_device() {
         ("a list beyond memory", QUEUE_INFLATE, |d| d.chain_on(QUEUE_INFLATE, 0, &[(END, 4, false)])),
         ("a range beyond memory", REPORTING, |d| d.chain_on(REPORTING, 0, &[(END - 4096, 8192, true)])),
         ("a range that overflows", REPORTING, |d| d.chain_on(REPORTING, 0, &[(u64::MAX - 5, 4096, true)])),
+        ("a range in the last page that there could be", REPORTING, |d| {
+            d.chain_on(REPORTING, 0, &[(u64::MAX - 5, 3, true)]);
+        }),
         ("statistics beyond memory", STATISTICS, |d| d.chain_on(STATISTICS, 0, &[(END, 10, false)])),
     ];
     for (what, queue, make) in breaks {

@@ -7,7 +7,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::extents::Extent;
 use super::*;
-use crate::config::Bucket;
+use crate::config::{Bucket, ExtentConfig, Fd};
 use crate::virtio::testing::{Driver, END, INDIRECT, NEXT, SEAM, SIZE, WRITE, rings_within};
 
 const HEADER: u64 = 0x4000;
@@ -340,6 +340,31 @@ fn a_limited_disk_goes_on_by_its_timer_and_at_once_when_the_limit_is_lifted() {
     let counters = block.counters();
     assert_eq!(counters[..2], [("requests", 8), ("bytes", 8 * 512)]);
     assert!(counters[2].1 > 0);
+}
+
+#[test]
+fn descriptors_must_allow_what_the_disk_does_and_no_more() {
+    let path = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(path.path(), [b'a'; 512]).unwrap();
+    let read = Arc::new(File::open(path.path()).unwrap());
+    let both = Arc::new(File::options().read(true).write(true).open(path.path()).unwrap());
+    let write = Arc::new(File::options().write(true).open(path.path()).unwrap());
+    for (file, read_only, allowed) in [
+        (&read, true, true),
+        (&read, false, false),
+        (&both, true, false),
+        (&both, false, true),
+        (&write, true, false),
+        (&write, false, false),
+    ] {
+        let extent = ExtentConfig { file: Fd(0), offset: 0, length: 512 };
+        let disk = DiskConfig { read_only, extents: vec![extent], limit: RateLimit::default() };
+        let made = Block::from_config(3, &disk, std::slice::from_ref(file));
+        assert_eq!(made.is_ok(), allowed, "{file:?} read-only {read_only}");
+        if let Err(error) = made {
+            assert!(error.to_string().starts_with("disk 3: descriptor 0 must be opened"), "{error}");
+        }
+    }
 }
 
 #[test]

@@ -78,12 +78,15 @@ impl Receiver {
             if frames >= MAX_FRAMES || bytes >= MAX_BYTES {
                 break true;
             }
-            // Before a frame is taken from the cable, whose own queue is bounded.
-            if self.waiting.is_none() && (!self.throttle.ready(wake) || !self.take(port, wake)) {
+            if self.waiting.is_none() && !self.take(port, wake) {
                 break false;
             }
             frames += 1;
             let Some(length) = self.waiting else { continue };
+            // One frame waits here, and the others on the cable, whose own queue is bounded.
+            if !self.throttle.ready(wake) {
+                break false;
+            }
             match self.deliver(queue, memory, length)? {
                 Delivery::Done => {
                     self.waiting = None;

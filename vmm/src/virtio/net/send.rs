@@ -63,8 +63,8 @@ impl Sender {
         let (mut frames, mut bytes) = (0, 0);
         queue.disable_notification(memory)?;
         let more = loop {
-            // Continued by the cable, or by the timer.
-            if self.full || !self.throttle.ready(wake) {
+            // Continued by the cable.
+            if self.full {
                 break false;
             }
             if frames >= MAX_FRAMES || bytes >= MAX_BYTES {
@@ -76,6 +76,11 @@ impl Sender {
                 }
                 break false;
             };
+            if !self.throttle.ready(wake) {
+                // Continued by the timer.
+                queue.go_to_previous_position();
+                break false;
+            }
             match self.send(port, memory, &request)? {
                 Some(length) => {
                     self.throttle.spend(length);
