@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs every fuzz target for a while: run.sh [SECONDS], 60 by default. What it finds is in vmm/fuzz/artifacts; new inputs stay out of the kept
+# Runs every fuzz target for a while: FUZZ_SECONDS (60) each. What it finds is in vmm/fuzz/artifacts; new inputs stay out of the kept
 # corpus, which plain tests replay. The toolchain is the stable one, told to take the flags that libFuzzer needs.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-seconds=${1:-60}
+seconds=${FUZZ_SECONDS:-60}
 export RUSTC_BOOTSTRAP=1
 command -v cargo-fuzz >/dev/null || cargo install cargo-fuzz --locked
 cd "$here/.."
