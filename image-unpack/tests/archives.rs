@@ -7,9 +7,9 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use bulkhead_tests::layout::Layout;
-use bulkhead_tests::tarfile::{Pack, Tar, noise, pack};
-use bulkhead_tests::tools::{have, run};
+use bulkhead_fixtures::layout::Layout;
+use bulkhead_fixtures::tarfile::{Pack, Tar, noise, pack};
+use bulkhead_fixtures::tools::{have, run};
 use image_unpack::{Digest, Error, Limits, Platform, Quiet, Reference, Source, Store};
 
 /// An image, and the archive that `save` makes of it under the name `saved:1`.

@@ -12,11 +12,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::Instant;
 
-use bulkhead_tests::disk::{flatten, fsck};
-use bulkhead_tests::http::{Answer, Server};
-use bulkhead_tests::layout::Layout;
-use bulkhead_tests::registry::Registry;
-use bulkhead_tests::tarfile::{Pack, Tar, noise, pack};
+use bulkhead_fixtures::disk::{flatten, fsck};
+use bulkhead_fixtures::http::{Answer, Server};
+use bulkhead_fixtures::layout::Layout;
+use bulkhead_fixtures::registry::Registry;
+use bulkhead_fixtures::tarfile::{Pack, Tar, noise, pack};
 use image_unpack::{Digest, Platform, Quiet, Reference, Source, Store};
 
 /// A child of this test's own program, which only makes images ready.

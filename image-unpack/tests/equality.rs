@@ -4,12 +4,12 @@
 
 use std::path::Path;
 
-use bulkhead_tests::disk::{Mount, flatten, fsck};
-use bulkhead_tests::layout::Layout;
-use bulkhead_tests::samples::{changes, everything, many_layers, root, small_files};
-use bulkhead_tests::tarfile::{Pack, Tar};
-use bulkhead_tests::tools::{have, is_root, run};
-use bulkhead_tests::tree::{Seen, Tree, assert_same, snapshot};
+use bulkhead_fixtures::disk::{Mount, flatten, fsck};
+use bulkhead_fixtures::layout::Layout;
+use bulkhead_fixtures::samples::{changes, everything, many_layers, root, small_files};
+use bulkhead_fixtures::tarfile::{Pack, Tar};
+use bulkhead_fixtures::tools::{have, is_root, run};
+use bulkhead_fixtures::tree::{Seen, Tree, assert_same, snapshot};
 use image_unpack::{Platform, Quiet, Source, Store};
 
 /// Our tree of an image, if this machine can mount it. The disk is checked by `fsck.erofs` in any case.

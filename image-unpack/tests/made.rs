@@ -5,11 +5,11 @@
 use std::fs;
 use std::io::Write;
 
-use bulkhead_tests::disk::{Mount, flatten, fsck};
-use bulkhead_tests::layout::Layout;
-use bulkhead_tests::tarfile::{Pack, Tar, noise, pack};
-use bulkhead_tests::tools::{have, run};
-use bulkhead_tests::tree::snapshot;
+use bulkhead_fixtures::disk::{Mount, flatten, fsck};
+use bulkhead_fixtures::layout::Layout;
+use bulkhead_fixtures::tarfile::{Pack, Tar, noise, pack};
+use bulkhead_fixtures::tools::{have, run};
+use bulkhead_fixtures::tree::snapshot;
 use image_unpack::{Change, CommitOptions, Digest, Error, ImportOptions, Platform, Quiet, Reference, Store};
 use serde_json::json;
 

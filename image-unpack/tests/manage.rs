@@ -4,9 +4,9 @@
 
 use std::fs;
 
-use bulkhead_tests::layout::Layout;
-use bulkhead_tests::tarfile::{Pack, Tar, noise};
-use bulkhead_tests::tools::{have, run};
+use bulkhead_fixtures::layout::Layout;
+use bulkhead_fixtures::tarfile::{Pack, Tar, noise};
+use bulkhead_fixtures::tools::{have, run};
 use image_unpack::{Digest, Error, Platform, Quiet, Reference, Store};
 
 #[test]

@@ -8,8 +8,8 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use bulkhead_tests::layout::Layout;
-use bulkhead_tests::tarfile::{META, Meta, Pack, Tar, noise, pack};
+use bulkhead_fixtures::layout::Layout;
+use bulkhead_fixtures::tarfile::{META, Meta, Pack, Tar, noise, pack};
 use image_unpack::{Digest, Error, Platform, Quiet, Source, Store};
 use sha2::Digest as _;
 

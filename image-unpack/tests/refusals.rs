@@ -6,9 +6,9 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
-use bulkhead_tests::layout::Layout;
-use bulkhead_tests::tarfile::{META, Pack, Tar, noise, pack};
-use bulkhead_tests::tools::{have, is_root, run};
+use bulkhead_fixtures::layout::Layout;
+use bulkhead_fixtures::tarfile::{META, Pack, Tar, noise, pack};
+use bulkhead_fixtures::tools::{have, is_root, run};
 use image_unpack::{Digest, Error, Image, Limits, Platform, Quiet, Registries, Source, Store};
 
 fn ensure_with(source: &Source, work: &Path, limits: Limits) -> Result<Image, Error> {

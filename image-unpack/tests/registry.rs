@@ -6,10 +6,10 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use bulkhead_tests::layout::Layout;
-use bulkhead_tests::registry::Registry;
-use bulkhead_tests::tarfile::{Pack, Tar, noise};
-use bulkhead_tests::tools::{have, is_root, run};
+use bulkhead_fixtures::layout::Layout;
+use bulkhead_fixtures::registry::Registry;
+use bulkhead_fixtures::tarfile::{Pack, Tar, noise};
+use bulkhead_fixtures::tools::{have, is_root, run};
 use image_unpack::{
     CommitOptions, Digest, Error, Event, ImportOptions, Limits, Platform, Quiet, Reference, Registries,
     Source, Store,

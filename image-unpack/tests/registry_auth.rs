@@ -12,11 +12,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use bulkhead_tests::http::{Answer, Request, Server};
-use bulkhead_tests::layout::Layout;
-use bulkhead_tests::registry::Registry;
-use bulkhead_tests::tarfile::{Pack, Tar, noise};
-use bulkhead_tests::tools::{have, run};
+use bulkhead_fixtures::http::{Answer, Request, Server};
+use bulkhead_fixtures::layout::Layout;
+use bulkhead_fixtures::registry::Registry;
+use bulkhead_fixtures::tarfile::{Pack, Tar, noise};
+use bulkhead_fixtures::tools::{have, run};
 use image_unpack::{
     Credentials, Digest, DockerConfig, Error, Event, Image, Limits, Platform, Quiet, Reference, Registries,
     Source, Store,
@@ -245,7 +245,7 @@ fn scopes(request: &Request) -> Vec<String> {
         _ => {
             let query = request.target.split_once('?').map_or("", |(_, query)| query);
             let values = query.split('&').filter_map(|pair| pair.strip_prefix("scope="));
-            values.map(bulkhead_tests::http::unescape).collect::<Vec<_>>().join(" ")
+            values.map(bulkhead_fixtures::http::unescape).collect::<Vec<_>>().join(" ")
         }
     };
     text.split(' ').filter(|scope| !scope.is_empty()).map(str::to_owned).collect()

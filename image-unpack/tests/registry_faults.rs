@@ -6,11 +6,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use bulkhead_tests::http::{Answer, Request, Server};
-use bulkhead_tests::layout::Layout;
-use bulkhead_tests::registry::Registry;
-use bulkhead_tests::tarfile::{Pack, Tar, noise};
-use bulkhead_tests::tools::{have, run};
+use bulkhead_fixtures::http::{Answer, Request, Server};
+use bulkhead_fixtures::layout::Layout;
+use bulkhead_fixtures::registry::Registry;
+use bulkhead_fixtures::tarfile::{Pack, Tar, noise};
+use bulkhead_fixtures::tools::{have, run};
 use image_unpack::{Error, Event, Image, Limits, Platform, Quiet, Reference, Registries, Source, Store};
 
 fn registries(dir: &Path) -> Registries {

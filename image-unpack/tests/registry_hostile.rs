@@ -6,9 +6,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use bulkhead_tests::http::{Answer, Request, Server};
-use bulkhead_tests::layout::Layout;
-use bulkhead_tests::tarfile::{Pack, Tar, noise};
+use bulkhead_fixtures::http::{Answer, Request, Server};
+use bulkhead_fixtures::layout::Layout;
+use bulkhead_fixtures::tarfile::{Pack, Tar, noise};
 use image_unpack::{Credentials, Digest, Error, Image, Limits, Platform, Quiet, Registries, Source, Store};
 
 /// A layout, served as a registry would: `/v2/any/thing/manifests/...` and `/v2/any/thing/blobs/...`.

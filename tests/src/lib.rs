@@ -3,16 +3,10 @@
 //! `make test` sets `BULKHEAD` (the command line's binary), `BULKHEAD_KERNEL_UML` and `BULKHEAD_KERNEL_KVM`. Without them, every test says
 //! `skipped:` and why.
 
-pub mod disk;
 pub mod guest;
-pub mod http;
 pub mod image;
-pub mod layout;
-pub mod registry;
-pub mod samples;
-pub mod tarfile;
-pub mod tools;
-pub mod tree;
+
+pub use bulkhead_fixtures::{disk, http, layout, registry, samples, tarfile, tools, tree};
 
 use std::env;
 use std::fs;
