@@ -42,6 +42,9 @@ pub(crate) fn prepare(request: &Prepare) -> Result<Prepared, Failure> {
         let text = format!("a volume is a mount of the kind bind, not {:?}", volume.kind);
         return Err(Failure::new(FailureKind::Unsupported, text));
     }
+    if let Some(share) = request.shares.iter().find(|s| !binds::is_tag(&s.tag)) {
+        return Err(Failure::new(FailureKind::Unsupported, format!("{:?} is not a share's tag", share.tag)));
+    }
     set_clock(request.wall_clock).and_then(|()| mount_overlay(&image, &writable)).map_err(|e| {
         Failure::new(FailureKind::Other, format!("the container's disks could not be mounted: {e}"))
     })?;
@@ -125,9 +128,6 @@ fn mount_overlay(image: &str, writable: &str) -> Result<(), AgentError> {
 }
 
 fn mount_share(tag: &str, read_only: bool) -> Result<(), Failure> {
-    if !binds::is_tag(tag) {
-        return Err(Failure::new(FailureKind::Unsupported, format!("{tag:?} is not a share's tag")));
-    }
     let target = binds::share_path(tag);
     let flags = if read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
     fs::create_dir_all(&target)

@@ -49,6 +49,11 @@ impl<'a> Plan<'a> {
         let process = &spec.process;
         check_process(process)?;
         check_bounds(spec)?;
+        if !request.network.is_empty()
+            && !spec.linux.namespaces.iter().any(|n| n.kind == NamespaceKind::Network)
+        {
+            return Err(malformed("it has network interfaces, but no network namespace of its own"));
+        }
         let user = if request.user.is_empty() {
             format!("{}:{}", process.user.uid, process.user.gid)
         } else {
