@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use uml_support::{Setup, pattern};
+use vmm::config::Bucket;
 use vmm::control::ExitReason;
 
 const DISK: usize = 3 << 20;
@@ -50,6 +51,26 @@ fn the_guest_reads_its_disk_and_writes_where_it_may() {
             assert!(after[..4096] == [b'w'; 4096] && after[4096..] == pattern(DISK)[4096..]);
         }
     }
+}
+
+#[test]
+fn a_limited_disk_is_no_faster_than_its_limit() {
+    let kernel = kernel_or_skip!();
+    let (_file, fd) = disk(true);
+    let mut setup = Setup::new(&kernel, "disk");
+    setup.disk = Some((fd, DISK as u64, true));
+    let (rate, burst) = (2 << 20, 512 << 10);
+    setup.limit.bytes = Some(Bucket { per_second: rate, burst });
+    let mut machine = setup.boot();
+    let mut content = vec![0; DISK];
+    machine.stream.read_exact(&mut content).unwrap();
+    let took = machine.began.elapsed();
+    assert!(content == pattern(DISK));
+    // What is not in the burst, nor in the last request, which is less than 2 MiB, takes its time.
+    let least = (DISK as u64 - burst - (2 << 20)) as f64 / rate as f64;
+    println!("3 MiB at 2 MiB/s: {took:?}");
+    assert!(took.as_secs_f64() >= least, "{took:?} is less than {least} s");
+    drop(machine.stream);
 }
 
 #[test]

@@ -179,7 +179,16 @@ impl World {
             // It goes away, rarely.
             3 if size < 64 => drop(self.peers.remove(which)),
             // It takes what there is.
-            _ => while recv(peer, &mut buffer, MsgFlags::MSG_DONTWAIT).is_ok_and(|length| length > 0) {},
+            _ => {
+                buffer.resize(64, 0);
+                while recv(peer, &mut buffer, MsgFlags::MSG_DONTWAIT).is_ok_and(|length| length > 0) {
+                    // A file server's answer to a driver's reset.
+                    if buffer[4..8] == [38, 0, 0, 0] {
+                        let answer = [&[16, 0, 0, 0, 0, 0, 0, 0], &buffer[8..16]].concat();
+                        let _ = send(peer, &answer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
+                    }
+                }
+            }
         }
         Some(())
     }

@@ -4,6 +4,9 @@
 //! reset leads back from; features can be chosen only before FEATURES_OK, queues configured only between FEATURES_OK and
 //! DRIVER_OK, and from DRIVER_OK on everything but notification, interrupt acknowledgement and status is frozen. A write
 //! at the wrong time is ignored. A queue that does not lie wholly in guest memory does not become ready.
+//!
+//! Registers are written by vCPU threads, whose system call filters know nothing of sockets and files. So a write only notes
+//! that the device is to be reset, or what features it was given; the event loop tells the device, before anything else.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -99,6 +102,9 @@ struct State {
     driver_features_select: u32,
     queue_select: u32,
     failure: Option<String>,
+    /// What the device does not know yet: that it was reset, and then what features the driver took.
+    reset_due: bool,
+    features_due: Option<u64>,
 }
 
 /// One device behind a page of registers. vCPU threads call [`Self::read`] and [`Self::write`], the event loop the rest.
@@ -138,6 +144,8 @@ impl MmioDevice {
                 driver_features_select: 0,
                 queue_select: 0,
                 failure: None,
+                reset_due: false,
+                features_due: None,
             }),
         })
     }
@@ -230,7 +238,7 @@ impl MmioDevice {
         data.fill(0);
         if offset >= u64::from(VIRTIO_MMIO_CONFIG) {
             if let Ok(offset) = usize::try_from(offset - u64::from(VIRTIO_MMIO_CONFIG)) {
-                self.lock().device.read_config(offset, data);
+                self.registers().device.read_config(offset, data);
             }
             return;
         }
@@ -251,7 +259,7 @@ impl MmioDevice {
             | VIRTIO_MMIO_SHM_LEN_HIGH
             | VIRTIO_MMIO_SHM_BASE_LOW
             | VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
-            _ => self.lock().read_register(register),
+            _ => self.registers().read_register(register),
         }
     }
 
@@ -260,7 +268,7 @@ impl MmioDevice {
     pub fn write(&self, offset: u64, data: &[u8]) {
         if offset >= u64::from(VIRTIO_MMIO_CONFIG) {
             if let Ok(offset) = usize::try_from(offset - u64::from(VIRTIO_MMIO_CONFIG)) {
-                self.lock().write_config(offset, data);
+                self.registers().write_config(offset, data);
             }
             return;
         }
@@ -278,12 +286,12 @@ impl MmioDevice {
                 }
             }
             VIRTIO_MMIO_STATUS => self.write_status(value),
-            _ => self.lock().write_register(register, value),
+            _ => self.registers().write_register(register, value),
         }
     }
 
     fn write_status(&self, value: u32) {
-        let mut state = self.lock();
+        let mut state = self.registers();
         let before = state.is_active();
         if value == 0 {
             state.reset();
@@ -291,7 +299,8 @@ impl MmioDevice {
         } else {
             state.advance(value);
         }
-        if state.is_active() != before {
+        // A reset concerns the device also if it was not active.
+        if state.is_active() != before || value == 0 {
             self.tell_activity();
         }
     }
@@ -300,8 +309,16 @@ impl MmioDevice {
         let _ = self.activity.write(1);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    /// For vCPU threads: the device may not know yet what the registers say.
+    fn registers(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For the event loop, and whoever else may do what devices do: the device knows what the registers say.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        let mut state = self.registers();
+        state.tell_device();
+        state
     }
 }
 
@@ -318,8 +335,18 @@ impl State {
         self.has(VIRTIO_CONFIG_S_DRIVER_OK) && !self.has(VIRTIO_CONFIG_S_FAILED | VIRTIO_CONFIG_S_NEEDS_RESET)
     }
 
+    fn tell_device(&mut self) {
+        if std::mem::take(&mut self.reset_due) {
+            self.device.reset();
+        }
+        if let Some(accepted) = self.features_due.take() {
+            self.device.set_features(accepted);
+        }
+    }
+
     fn reset(&mut self) {
-        self.device.reset();
+        self.reset_due = true;
+        self.features_due = None;
         self.queues.iter_mut().for_each(QueueT::reset);
         self.registers.fill(QueueRegisters::default());
         self.status = 0;
@@ -368,7 +395,7 @@ impl State {
         for queue in &mut self.queues {
             queue.set_event_idx(event_index);
         }
-        self.device.set_features(self.accepted);
+        self.features_due = Some(self.accepted);
         true
     }
 

@@ -45,6 +45,17 @@ struct Waiting {
     request: Request,
 }
 
+/// Whether the server knows that the driver has reset the device, and so has nothing open any more.
+#[derive(Debug, Clone, Copy)]
+enum Forget {
+    /// It does, or there is nothing to know.
+    Done,
+    /// It has to be asked.
+    Due,
+    /// It was asked, with this id.
+    Asked(u64),
+}
+
 /// A shared folder.
 #[derive(Debug)]
 pub struct Fs {
@@ -55,6 +66,9 @@ pub struct Fs {
     closed: bool,
     /// The socket has no room; it says when it has.
     full: bool,
+    forget: Forget,
+    /// The server has had a request since it forgot the last time.
+    used: bool,
     waiting: HashMap<u64, Waiting>,
     next_id: u64,
     buffer: Box<[u8]>,
@@ -86,6 +100,8 @@ impl Fs {
             socket,
             closed: false,
             full: false,
+            forget: Forget::Done,
+            used: false,
             waiting: HashMap::new(),
             next_id: 1,
             buffer: vec![0; MAX_PACKET].into_boxed_slice(),
@@ -95,16 +111,44 @@ impl Fs {
         })
     }
 
+    /// Has the server forget what the driver before the reset had open. Not in the reset itself: that is done by a thread of the
+    /// guest's, which has no business with sockets.
+    fn let_go(&mut self) -> io::Result<()> {
+        let mut destroy = [0; REQUEST_BYTES];
+        packet::set_header(&mut destroy, DESTROY, self.next_id);
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        match send(self.socket.as_raw_fd(), &destroy, flags) {
+            Err(nix::Error::EAGAIN | nix::Error::EINTR) => self.wait_for_room(),
+            Ok(_) => {
+                self.forget = Forget::Asked(self.next_id);
+                self.next_id += 1;
+                Ok(())
+            }
+            // Its end is noticed when it is read from.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn wait_for_room(&mut self) -> io::Result<()> {
+        self.full = true;
+        self.wake.watch_room(self.socket.as_fd(), SERVER, true)
+    }
+
     /// Passes on what a queue holds. True if there may be more.
     fn pass_on(&mut self, index: usize, io: &mut Io<'_>) -> Result<bool, DeviceError> {
         let memory = io.memory;
         let Some(queue) = io.queues.get_mut(index).filter(|queue| queue.ready()) else { return Ok(false) };
+        if matches!(self.forget, Forget::Due) && !self.full {
+            self.let_go()?;
+        }
         let mut taken = 0;
         let mut answered = false;
         queue.disable_notification(memory)?;
         let more = loop {
-            // Continued when there is room again, or when an answer has come.
-            if self.full || self.waiting.len() >= MAX_UNDER_WAY {
+            // Continued when there is room again, or when an answer has come. The server works on several requests at a time: so
+            // nothing may be asked of it before it has forgotten.
+            let forgotten = self.closed || matches!(self.forget, Forget::Done);
+            if self.full || !forgotten || self.waiting.len() >= MAX_UNDER_WAY {
                 break false;
             }
             if taken >= MAX_PACKETS {
@@ -127,8 +171,7 @@ impl Fs {
                 }
                 Step::Full => {
                     queue.go_to_previous_position();
-                    self.full = true;
-                    self.wake.watch_room(self.socket.as_fd(), SERVER, true)?;
+                    self.wait_for_room()?;
                     break false;
                 }
                 Step::Refused { unique, errno } => {
@@ -170,6 +213,7 @@ impl Fs {
             Ok(_) => {
                 self.next_id += 1;
                 self.requests += 1;
+                self.used = true;
                 Ok(Step::Sent { id, unique })
             }
             Err(nix::Error::EAGAIN | nix::Error::EINTR) => Ok(Step::Full),
@@ -207,7 +251,12 @@ impl Fs {
             let Some(bytes) = self.buffer.get_mut(..length).filter(|bytes| packet::is_answer(bytes)) else {
                 continue;
             };
-            let Some(waiting) = self.waiting.remove(&packet::unique(bytes)) else { continue };
+            let id = packet::unique(bytes);
+            if matches!(self.forget, Forget::Asked(asked) if asked == id) {
+                self.forget = Forget::Done;
+                self.used = false;
+            }
+            let Some(waiting) = self.waiting.remove(&id) else { continue };
             packet::set_unique(bytes, waiting.unique);
             let Waiting { queue: index, unique, request } = waiting;
             let Some(queue) = io.queues.get_mut(index).filter(|queue| queue.ready()) else { continue };
@@ -318,12 +367,9 @@ impl VirtioDevice for Fs {
     fn reset(&mut self) {
         // Answers that are still to come belong to nothing.
         self.waiting.clear();
-        // The server forgets what the driver had open. If there is no room for this, the next driver's first request does it.
-        let mut destroy = [0; REQUEST_BYTES];
-        packet::set_header(&mut destroy, DESTROY, self.next_id);
-        self.next_id += 1;
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        let _ = send(self.socket.as_raw_fd(), &destroy, flags);
+        if self.used {
+            self.forget = Forget::Due;
+        }
     }
 
     fn counters(&self) -> Vec<Counter> {

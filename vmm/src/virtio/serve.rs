@@ -41,8 +41,7 @@ pub fn serve(
     let (mut requests, mut bytes) = (0, 0u64);
     queue.disable_notification(memory)?;
     let exhausted = 'serving: loop {
-        loop {
-            let Some(request) = next_request(queue, memory)? else { break };
+        while let Some(request) = next_request(queue, memory)? {
             if limit.as_mut().is_some_and(|limit| !limit.ready(wake)) {
                 queue.go_to_previous_position();
                 // Notifications stay off: the timer brings us back, and until then they would be for nothing.

@@ -4,7 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 
 const AF_VSOCK: i32 = 40;
 const SOCK_STREAM: i32 = 1;
@@ -30,6 +30,7 @@ unsafe extern "C" {
     fn accept(fd: i32, address: *const u8, length: *const u32) -> i32;
     fn mount(source: *const u8, target: *const u8, kind: *const u8, flags: u64, data: *const u8) -> i32;
     fn umount2(target: *const u8, flags: i32) -> i32;
+    fn posix_fadvise(fd: i32, offset: i64, length: i64, advice: i32) -> i32;
     fn reboot(command: i32) -> i32;
     fn fork() -> i32;
     fn _exit(code: i32) -> !;
@@ -250,6 +251,30 @@ fn main() {
             unsafe { umount2(c"/mnt".as_ptr().cast(), 0) };
             assert_eq!(mount(0), 0, "again: {}", std::io::Error::last_os_error());
             writeln!(stream, "{}", std::fs::read_dir("/mnt").expect("list").count()).expect("write");
+        }
+        // Keeps its devices as busy as it can, until it is ended.
+        Ok("storm") => {
+            devices();
+            system_files();
+            interface(1);
+            let mut console = OpenOptions::new().write(true).open("/dev/hvc0").expect("open");
+            let mut disk = File::open("/dev/vda").expect("open");
+            let mut random = File::open("/dev/hwrng").ok();
+            let frames = std::net::UdpSocket::bind("10.9.0.1:9").expect("bind");
+            frames.set_broadcast(true).expect("broadcast");
+            let mut stream = dial(PORT).expect("dial");
+            stream.write_all(b"storming").expect("write");
+            let mut bytes = [0u8; 512];
+            loop {
+                for _ in 0..50 {
+                    let _ = frames.send_to(b"x", "10.9.0.255:9");
+                    let _ = console.write_all(b"x");
+                    let _ = random.as_mut().map(|random| random.read(&mut bytes[..16]));
+                }
+                unsafe { posix_fadvise(disk.as_raw_fd(), 0, 0, 4) };
+                let _ = std::io::Seek::rewind(&mut disk);
+                let _ = disk.read(&mut bytes);
+            }
         }
         // What the interface looks like, before and after the host pulls the cable.
         Ok("net") => {

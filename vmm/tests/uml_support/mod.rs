@@ -126,6 +126,8 @@ pub struct Setup {
     pub test: &'static str,
     pub memory_mib: u32,
     pub disk: Option<(OwnedFd, u64, bool)>,
+    /// How much the disk may do.
+    pub limit: RateLimit,
     pub listen: bool,
     /// Network interfaces: the cable's end, and the description without its descriptor.
     pub nets: Vec<(OwnedFd, NetConfig)>,
@@ -143,6 +145,7 @@ impl Setup {
             test,
             memory_mib: 64,
             disk: None,
+            limit: RateLimit::default(),
             listen: false,
             nets: Vec::new(),
             shares: Vec::new(),
@@ -162,7 +165,7 @@ impl Setup {
         let disks = self.disk.as_ref().map(|(file, length, read_only)| {
             descriptors.push(file.as_fd());
             let extents = vec![ExtentConfig { file: Fd(3), offset: 0, length: *length }];
-            DiskConfig { read_only: *read_only, extents, limit: RateLimit::default() }
+            DiskConfig { read_only: *read_only, extents, limit: self.limit }
         });
         let listener = self.listen.then(|| {
             let directory = tempfile::tempdir().unwrap();

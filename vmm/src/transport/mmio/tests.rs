@@ -261,6 +261,78 @@ fn odd_accesses_do_nothing() {
     assert_eq!(guest.used(), 1);
 }
 
+/// Notes what it is told.
+struct Recorder(Arc<Mutex<Vec<String>>>);
+
+impl Recorder {
+    fn note(&self, what: String) {
+        self.0.lock().unwrap().push(what);
+    }
+}
+
+impl VirtioDevice for Recorder {
+    fn device_type(&self) -> u32 {
+        4
+    }
+
+    fn name(&self) -> &'static str {
+        "recorder"
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[16]
+    }
+
+    fn features(&self) -> u64 {
+        1 << 5
+    }
+
+    fn set_features(&mut self, accepted: u64) {
+        self.note(format!("features {accepted:#x}"));
+    }
+
+    fn read_config(&self, _offset: usize, _data: &mut [u8]) {}
+
+    fn queue_event(&mut self, index: usize, _io: &mut Io<'_>) -> Result<(), DeviceError> {
+        self.note(format!("queue {index}"));
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.note("reset".to_owned());
+    }
+}
+
+#[test]
+fn a_device_is_told_by_the_event_loop_and_in_order() {
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let guest = Guest::with(Box::new(Recorder(Arc::clone(&heard))));
+    let heard = || std::mem::take(&mut *heard.lock().unwrap());
+    // All that a vCPU does: to and fro, and in the end the driver is ready.
+    for features in [1 << 5, 0] {
+        guest.status(0);
+        guest.status(ACKNOWLEDGE);
+        guest.status(ACKNOWLEDGE | DRIVER);
+        guest.features(features, 1);
+        guest.status(ACKNOWLEDGE | DRIVER | FEATURES_OK);
+        guest.configure(16, DESCRIPTORS, AVAILABLE, USED);
+        guest.status(15);
+    }
+    guest.write(VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+    assert!(heard().is_empty());
+    assert!(guest.device.activity_event().read().is_ok());
+    guest.device.queue_event(0);
+    assert_eq!(heard(), ["reset", "features 0x100000000", "queue 0"]);
+    guest.device.queue_event(0);
+    assert_eq!(heard(), ["queue 0"]);
+    // A reset alone is told as well, as soon as the loop looks whether the device is active.
+    guest.status(0);
+    assert!(guest.device.activity_event().read().is_ok());
+    assert!(heard().is_empty());
+    assert!(!guest.device.is_active());
+    assert_eq!(heard(), ["reset"]);
+}
+
 #[test]
 fn events_before_driver_ok_are_ignored() {
     let guest = Guest::new();

@@ -234,10 +234,21 @@ fn a_reset_forgets_requests_and_tells_the_server() {
     guest.notify(REQUESTS);
     let id = packet::unique(&guest.server_gets().unwrap());
     guest.fs.reset();
-    let destroy = guest.server_gets().unwrap();
-    assert_eq!(destroy[4..8], DESTROY.to_le_bytes());
     guest.server_says(&reply(id, b"late"));
     assert_eq!(guest.driver.used_on(REQUESTS), None);
+    // Before anything of the next driver's.
+    guest.offer(REQUESTS, 0, &request(26, 1, &[0; 16]), 64);
+    guest.notify(REQUESTS);
+    let destroy = guest.server_gets().unwrap();
+    assert_eq!(destroy[4..8], DESTROY.to_le_bytes());
+    assert_eq!(guest.server_gets(), None, "the server has not forgotten yet");
+    // The answer to it is nobody's.
+    guest.server_says(&reply(packet::unique(&destroy), b""));
+    assert_eq!(guest.driver.used_on(REQUESTS), None);
+    let init = guest.server_gets().unwrap();
+    assert_eq!(init[4], 26);
+    guest.server_says(&reply(packet::unique(&init), b""));
+    assert_eq!(guest.answer(REQUESTS).unwrap(), reply(1, b""));
 }
 
 #[test]
