@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use engine::EngineError;
-use engine::error::Advice;
+use engine::error::{Advice, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, Refusal};
 use image_unpack::Error as ImageError;
 use serde::{Deserialize, Serialize};
 
@@ -159,16 +159,21 @@ fn words(error: &EngineError) -> (StatusCode, String) {
                  force remove"
             ),
         ),
-        E::VolumeInUse(what) => (StatusCode::CONFLICT, format!("remove {what}: volume is in use")),
-        E::NetworkInUse(what) => {
-            (StatusCode::FORBIDDEN, format!("error while removing network: {what} has active endpoints"))
+        E::NotPaused(name) => (StatusCode::CONFLICT, format!("container {name} is not paused")),
+        E::VolumeInUse { name, container } => {
+            (StatusCode::CONFLICT, format!("remove {name}: volume is in use - [{container}]"))
         }
+        E::NetworkInUse { name, why } => {
+            (StatusCode::FORBIDDEN, format!("error while removing network: network {name}: {why}"))
+        }
+        E::Supervisor(refusal) => refusal_words(refusal),
+        E::Guest(failure) => (failure_status(failure), failure.text.clone()),
         E::Conflict(message) => (StatusCode::CONFLICT, message.clone()),
         E::Invalid(message) => (StatusCode::BAD_REQUEST, message.clone()),
         E::Option { option, why, next } => {
             (StatusCode::BAD_REQUEST, format!("{option} cannot be done: {why} ({next})"))
         }
-        E::Start(failure) => (start_status(failure), start_words(failure)),
+        E::Start(failure) => (failure_status(failure), start_words(failure.kind, &failure.text)),
         E::Image { name, source } => {
             let (status, message) = image_words(source);
             (status, if message.contains(name.as_str()) { message } else { format!("{name}: {message}") })
@@ -177,7 +182,7 @@ fn words(error: &EngineError) -> (StatusCode, String) {
     }
 }
 
-fn start_status(failure: &Failure) -> StatusCode {
+fn failure_status(failure: &Failure) -> StatusCode {
     match failure.kind {
         FailureKind::NotFound | FailureKind::NotExecutable | FailureKind::Unsupported => StatusCode::BAD_REQUEST,
         FailureKind::NotRunning | FailureKind::Paused => StatusCode::CONFLICT,
@@ -188,24 +193,29 @@ fn start_status(failure: &Failure) -> StatusCode {
     }
 }
 
+/// What a supervisor refused. It tells errors as texts; those that Docker has a status for are known by them.
+fn refusal_words(refusal: &Refusal) -> (StatusCode, String) {
+    let what = refusal.what.as_str();
+    let state = ["is not running", "is running", "is paused", "is not paused"];
+    match refusal.exit_code {
+        EXIT_NOT_FOUND => (StatusCode::BAD_REQUEST, start_words(FailureKind::NotFound, &refusal.why)),
+        EXIT_NOT_EXECUTABLE => (StatusCode::BAD_REQUEST, start_words(FailureKind::NotExecutable, &refusal.why)),
+        _ if state.iter().any(|end| what.ends_with(end)) => (StatusCode::CONFLICT, what.to_owned()),
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, format!("{what}: {}", refusal.why)),
+    }
+}
+
 /// Why a program could not be started, with the words that Docker's command line looks for when it chooses between
 /// the exit codes 125, 126 and 127.
-#[must_use]
-pub fn start_words(failure: &Failure) -> String {
-    let text = &failure.text;
+fn start_words(kind: FailureKind, text: &str) -> String {
     let lower = text.to_ascii_lowercase();
-    let mark = match failure.kind {
-        FailureKind::NotFound
-            if !lower.contains("executable file not found") && !lower.contains("no such file or directory") =>
-        {
+    let has = |words: [&str; 2]| words.iter().any(|word| lower.contains(word));
+    let mark = match kind {
+        FailureKind::NotFound if !has(["executable file not found", "no such file or directory"]) => {
             ": executable file not found in $PATH"
         }
-        FailureKind::NotExecutable
-            if !lower.contains("permission denied") && !lower.contains("is a directory") =>
-        {
-            // An image for another CPU is not a matter of permissions, but it is exit code 126 all the same.
-            ": permission denied"
-        }
+        // An image for another CPU is not a matter of permissions, but it is exit code 126 all the same.
+        FailureKind::NotExecutable if !has(["permission denied", "is a directory"]) => ": permission denied",
         _ => "",
     };
     format!("unable to start container process: {text}{mark}")

@@ -96,6 +96,13 @@ impl Fields {
         }
     }
 
+    /// Whether a field is a text that is not empty.
+    #[must_use]
+    pub fn has_text(&self, name: &str) -> bool {
+        let found = self.map.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+        found.and_then(|(_, value)| value.as_str()).is_some_and(|text| !text.is_empty())
+    }
+
     /// Whether there is nothing in it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
