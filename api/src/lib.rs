@@ -26,6 +26,7 @@ mod detach;
 mod fields;
 mod filters;
 mod hijack;
+mod host;
 mod observe;
 mod pipe;
 mod progress;
@@ -34,7 +35,7 @@ mod routes;
 mod times;
 mod translate;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
@@ -49,6 +50,7 @@ use engine::Engine;
 #[derive(Clone)]
 pub(crate) struct App {
     engine: Engine,
+    host: Arc<OnceLock<host::Host>>,
     metrics: Arc<observe::Metrics>,
     started: Instant,
     /// Event streams that are open.
@@ -57,6 +59,11 @@ pub(crate) struct App {
 
 impl App {
     fn new(engine: Engine) -> Self {
-        Self { engine, metrics: Arc::default(), started: Instant::now(), listeners: Arc::default() }
+        Self { engine, host: Arc::default(), metrics: Arc::default(), started: Instant::now(), listeners: Arc::default() }
+    }
+
+    /// What is known of the host; found out once.
+    fn host(&self) -> &host::Host {
+        self.host.get_or_init(|| host::Host::new(&self.engine))
     }
 }

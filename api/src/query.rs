@@ -29,7 +29,7 @@ impl Query {
 
     /// A parameter that is given and not empty.
     #[must_use]
-    pub fn text(&self, name: &str) -> Option<&str> {
+    pub fn text<'a>(&'a self, name: &'a str) -> Option<&'a str> {
         self.all(name).next()
     }
 

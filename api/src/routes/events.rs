@@ -121,7 +121,7 @@ async fn events(State(app): State<App>, query: Query) -> Answer {
     {
         return Err(ApiError::bad(format!("`since` time ({since}) must be before `until` time ({until})")));
     }
-    let stream = app.engine.events(since.unwrap_or_else(now))?;
+    let stream = app.engine.events(since)?;
     let listener = Listener::new(app.listeners.clone());
     let lines = futures_util::stream::unfold((stream, listener), move |(mut stream, listener)| {
         let filters = filters.clone();

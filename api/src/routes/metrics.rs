@@ -30,7 +30,7 @@ const STATES: [Status; 7] = [
 ];
 
 async fn metrics(State(app): State<App>) -> Answer {
-    let host = app.engine.host();
+    let host = app.host();
     let mut states: BTreeMap<&str, u64> = STATES.into_iter().map(|state| (state.word(), 0)).collect();
     for container in app.engine.containers()? {
         *states.entry(container.state.status.word()).or_default() += 1;
@@ -46,8 +46,8 @@ async fn metrics(State(app): State<App>) -> Answer {
     let labels = format!(
         "{{version=\"{}\",accelerator=\"{}\",boundary=\"{}\"}}",
         env!("CARGO_PKG_VERSION"),
-        escape(&host.accelerator),
-        escape(&host.boundary)
+        escape(host.accelerator),
+        escape(host.boundary)
     );
     gauge("bulkhead_info", "What runs here; always 1.", &[(labels, "1".into())]);
     let values: Vec<_> =

@@ -48,15 +48,15 @@ async fn ping(method: Method) -> Answer {
 }
 
 async fn version(State(app): State<App>) -> Answer {
-    let host = app.engine.host();
+    let host = app.host().clone();
     let details = HashMap::from([
         ("ApiVersion".to_owned(), API_VERSION.to_owned()),
         ("MinAPIVersion".to_owned(), MIN_API_VERSION.to_owned()),
         ("Os".to_owned(), "linux".to_owned()),
         ("Arch".to_owned(), architecture().to_owned()),
         ("KernelVersion".to_owned(), host.kernel.clone()),
-        ("Accelerator".to_owned(), host.accelerator.clone()),
-        ("Boundary".to_owned(), host.boundary),
+        ("Accelerator".to_owned(), host.accelerator.to_owned()),
+        ("Boundary".to_owned(), host.boundary.to_owned()),
     ]);
     json(&SystemVersion {
         platform: Some(SystemVersionPlatform { name: format!("Bulkhead {VERSION}") }),
@@ -95,7 +95,7 @@ async fn info(State(app): State<App>) -> Answer {
         let number = containers.iter().filter(|container| wanted(container.state.status)).count();
         i64::try_from(number).ok()
     };
-    let host = app.engine.host();
+    let host = app.host().clone();
     let runtime = |name: &str| {
         (name.to_owned(), Runtime { path: Some("bulkhead-vmm".into()), ..Runtime::default() })
     };
@@ -108,8 +108,8 @@ async fn info(State(app): State<App>) -> Answer {
         images: i64::try_from(images).ok(),
         driver: Some("erofs".into()),
         driver_status: Some(vec![
-            vec!["Accelerator".into(), host.accelerator],
-            vec!["Boundary".into(), host.boundary],
+            vec!["Accelerator".into(), host.accelerator.into()],
+            vec!["Boundary".into(), host.boundary.into()],
         ]),
         docker_root_dir: Some(app.engine.paths().root().display().to_string()),
         plugins: Some(PluginsInfo {

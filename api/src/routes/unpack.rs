@@ -1,6 +1,6 @@
 //! Archives from clients: plain, or compressed with gzip.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 
 use flate2::read::MultiGzDecoder;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
@@ -40,7 +40,7 @@ pub async fn unpacked(
             "send it plain or packed with gzip",
         ));
     }
-    let whole = io::Cursor::new(start.clone()).chain(body);
+    let whole = tokio::io::AsyncReadExt::chain(io::Cursor::new(start.clone()), body);
     if start.starts_with(GZIP) { Ok(Box::new(gunzip(whole))) } else { Ok(Box::new(whole)) }
 }
 

@@ -9,6 +9,8 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
+use super::asked;
+
 /// How long a client may take to send a request's head, and how long an idle connection is kept; as Docker's.
 const HEAD: Duration = Duration::from_secs(300);
 /// Most bytes of a request's head.
@@ -29,8 +31,7 @@ where
     tokio::pin!(serving);
     let result = tokio::select! {
         result = &mut serving => result,
-        // A sender that is gone without a word asks for the end too.
-        _ = ended.wait_for(|ended| *ended) => {
+        () = asked(&mut ended) => {
             serving.as_mut().graceful_shutdown();
             serving.await
         }

@@ -137,7 +137,7 @@ impl Bind {
                 listeners.push(Listener(Socket::Unix { listener: adopt().map_err(wrong)?, path: None }));
                 continue;
             }
-            let adopt = || {
+            let mut adopt = || {
                 let listener = passed.take_tcp_listener(index)?.ok_or(io::ErrorKind::InvalidInput)?;
                 listener.set_nonblocking(true)?;
                 TcpListener::from_std(listener)

@@ -151,8 +151,7 @@ async fn accept(listener: Listener, router: Router, room: Arc<Semaphore>, mut en
         let Ok(place) = room.clone().acquire_owned().await else { break };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            // The sender is not dropped before it has sent.
-            _ = ended.wait_for(|ended| *ended) => break,
+            () = asked(&mut ended) => break,
         };
         match accepted {
             Ok(stream) => {
@@ -175,4 +174,10 @@ async fn accept(listener: Listener, router: Router, room: Arc<Semaphore>, mut en
     drop(listener);
     // What is still open after that is broken off.
     let _ = tokio::time::timeout(GRACE, async { while connections.join_next().await.is_some() {} }).await;
+}
+
+/// Waits until the end is asked for. A sender that is gone without a word asks for it too.
+async fn asked(ended: &mut watch::Receiver<bool>) {
+    // What it returns borrows from the channel, and is not kept.
+    let _ = ended.wait_for(|ended| *ended).await.is_ok();
 }

@@ -32,7 +32,7 @@ pub fn show(container: &Container, engine: &Engine, execs: Vec<String>) -> Resul
         hostname_path: Some(String::new()),
         hosts_path: Some(String::new()),
         log_path: match config.log.driver {
-            engine::model::LogDriver::JsonFile => file("log.json"),
+            engine::model::LogDriver::JsonFile => file("container.log"),
             engine::model::LogDriver::None => Some(String::new()),
         },
         name: Some(format!("/{}", container.name)),

@@ -266,7 +266,7 @@ pub fn binds(config: &ContainerConfig) -> Option<Vec<String>> {
 /// Where a volume's files are on this host.
 #[must_use]
 pub fn volume_path(engine: &Engine, name: &str) -> String {
-    engine.paths().volumes().join(name).display().to_string()
+    engine.paths().volumes().join(name).join("_data").display().to_string()
 }
 
 /// Mounts as `inspect` and `ps` show them.

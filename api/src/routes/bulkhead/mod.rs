@@ -120,12 +120,12 @@ fn wanted(choice: AcceleratorChoice) -> &'static str {
 /// The host, and what it executes machines with.
 #[utoipa::path(get, path = "/bulkhead/v1/host", responses((status = 200, body = Host)))]
 async fn host(State(app): State<App>) -> Answer {
-    let host = app.engine.host();
+    let host = app.host().clone();
     json(&Host {
         version: env!("CARGO_PKG_VERSION").into(),
         name: host.name,
-        accelerator: host.accelerator,
-        boundary: host.boundary,
+        accelerator: host.accelerator.into(),
+        boundary: host.boundary.into(),
         kernel: host.kernel,
         cpus: host.cpus,
         memory: host.memory,

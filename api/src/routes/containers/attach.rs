@@ -153,7 +153,7 @@ fn detached(engine: &Engine, container: &Container) {
         actor: container.id.clone(),
         attributes,
     };
-    if let Err(error) = engine.record(event) {
+    if let Err(error) = engine.record(&event) {
         tracing::warn!(%error, "the event could not be written down");
     }
 }

@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use axum::routing::post;
 use bollard_stubs::models::IdResponse;
 use engine::CommitOptions;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::App;
 use crate::body::{JsonBody, json_with};
@@ -22,15 +22,10 @@ async fn commit(State(app): State<App>, query: Query, body: JsonBody) -> Answer 
     let id = query.text("container").ok_or_else(|| ApiError::bad("no container specified"))?;
     let reference = query.text("repo").map(|repo| images::reference(repo, query.text("tag"))).transpose()?;
     // A body that is null, or an object without anything in it, changes nothing.
-    let config: Option<Value> = if body.is_empty() { None } else { body.read()? };
-    let config = config.filter(|config| config.as_object().is_none_or(|object| !object.is_empty()));
-    if let Some(config) = &config
-        && !config.is_object()
-    {
-        return Err(ApiError::bad("invalid JSON: the container's configuration is not an object"));
-    }
+    let config: Option<Map<String, Value>> = body.read()?;
+    let config = config.filter(|config| !config.is_empty());
     let options = CommitOptions {
-        reference: reference.map(|reference| reference.to_string()),
+        reference,
         message: query.text("comment").unwrap_or_default().to_owned(),
         author: query.text("author").unwrap_or_default().to_owned(),
         changes: query.all("changes").flat_map(str::lines).map(str::to_owned).collect(),

@@ -21,7 +21,7 @@ pub fn routes() -> Router<App> {
 
 async fn show(State(app): State<App>, Path(id): Path<String>, query: Query) -> Answer {
     let container = app.engine.container(&id)?;
-    let mut shown = inspect::show(&container, &app.engine, Vec::new())?;
+    let mut shown = inspect::show(&container, &app.engine, app.engine.execs_of(&container)?)?;
     if query.flag("size") {
         let (writable, root) = super::disk_size(&container, &app.engine).await;
         shown.size_rw = Some(writable);

@@ -13,8 +13,6 @@ mod stats;
 mod top;
 mod wait;
 
-use std::os::unix::fs::MetadataExt as _;
-
 use axum::Router;
 use engine::Engine;
 use engine::model::Container;
@@ -44,8 +42,7 @@ pub fn routes() -> Router<App> {
 
 /// Bytes that a container's writable disk takes on this host, and those with its image's files.
 pub(super) async fn disk_size(container: &Container, engine: &Engine) -> (i64, i64) {
-    let disk = engine.paths().containers().join(&container.id).join("writable.ext4");
-    let blocks = tokio::fs::metadata(disk).await.map_or(0, |metadata| metadata.blocks().saturating_mul(512));
+    let blocks = engine.writable_bytes(container);
     let image = container.config.image_id.clone();
     let engine = engine.clone();
     // An image that was removed under its container cannot be counted.

@@ -35,7 +35,7 @@ async fn prune(State(app): State<App>, query: Query) -> Answer {
     let until = until(&filters)?;
     let old = |container: &Container| until.is_none_or(|time| container.created < time);
     let (deleted, freed) =
-        app.engine.prune(|container| old(container) && filters.labels(&container.config.labels))?;
+        app.engine.prune(|container| old(container) && filters.labels(&container.config.labels)).await?;
     json(&ContainerPruneResponse {
         containers_deleted: Some(deleted),
         space_reclaimed: Some(i64::try_from(freed).unwrap_or(i64::MAX)),

@@ -34,11 +34,11 @@ async fn save_many(State(app): State<App>, query: Query) -> Answer {
 /// # Errors
 /// One of them is not there.
 pub async fn save(app: App, names: Vec<String>) -> Result<Response<Body>, ApiError> {
-    let store = app.engine.images().clone();
+    let engine = app.engine.clone();
     let found = blocking(move || {
         let mut found: Vec<(Digest, Vec<Reference>)> = Vec::new();
         for name in names {
-            let image = store.find(&name)?;
+            let image = engine.images().find(&name)?;
             let named = image.reference.filter(|reference| reference.digest().is_none());
             match found.iter_mut().find(|(id, _)| *id == image.id) {
                 Some((_, names)) => names.extend(named),
@@ -52,8 +52,7 @@ pub async fn save(app: App, names: Vec<String>) -> Result<Response<Body>, ApiErr
         let name = names.first().map_or_else(|| id.to_string(), Reference::familiar);
         event(&app.engine, "save", &id.to_string(), &name);
     }
-    let store = app.engine.images().clone();
-    let archive = pipe::produced(move |out| store.save(&found, out).map_err(std::io::Error::other));
+    let archive = pipe::produced(move |out| app.engine.images().save(&found, out).map_err(std::io::Error::other));
     Ok(bytes("application/x-tar", archive))
 }
 

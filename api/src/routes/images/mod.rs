@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use engine::Engine;
@@ -163,7 +163,7 @@ fn event(engine: &Engine, action: &str, actor: &str, name: &str) {
         actor: actor.into(),
         attributes: BTreeMap::from([("name".to_owned(), name.to_owned())]),
     };
-    if let Err(error) = engine.record(event) {
+    if let Err(error) = engine.record(&event) {
         tracing::warn!(%error, action, "the event could not be written down");
     }
 }
