@@ -51,9 +51,9 @@ impl<S: Sync> FromRequest<S> for JsonBody {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         let kind = request.headers().get(header::CONTENT_TYPE).cloned();
-        let bytes = to_bytes(request.into_body(), MAX_JSON)
-            .await
-            .map_err(|e| ApiError::bad(format!("the request's body cannot be read (at most {MAX_JSON} bytes): {e}")))?;
+        let bytes = to_bytes(request.into_body(), MAX_JSON).await.map_err(|e| {
+            ApiError::bad(format!("the request's body cannot be read (at most {MAX_JSON} bytes): {e}"))
+        })?;
         let text = kind.as_ref().map_or(Ok("application/json"), HeaderValue::to_str).unwrap_or_default();
         let essence = text.split(';').next().unwrap_or_default().trim();
         if !bytes.is_empty() && !essence.eq_ignore_ascii_case("application/json") {
@@ -78,7 +78,8 @@ pub fn json(value: &impl Serialize) -> Result<Response<Body>, ApiError> {
 /// # Errors
 /// It cannot be written as JSON.
 pub fn json_with(status: StatusCode, value: &impl Serialize) -> Result<Response<Body>, ApiError> {
-    let mut bytes = serde_json::to_vec(value).map_err(|e| ApiError::internal(format!("writing JSON: {e}")))?;
+    let mut bytes =
+        serde_json::to_vec(value).map_err(|e| ApiError::internal(format!("writing JSON: {e}")))?;
     bytes.push(b'\n');
     Ok(with_type(status, "application/json", Body::from(bytes)))
 }

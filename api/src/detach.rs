@@ -31,7 +31,9 @@ impl DetachKeys {
     pub fn parse(text: Option<&str>) -> Result<Self, ApiError> {
         let Some(text) = text else { return Ok(Self { keys: DEFAULT.to_vec(), typed: 0 }) };
         let bad = |key: &str| {
-            ApiError::bad(format!("Invalid detach keys ({text}) provided: {key:?} is not a key (a, ctrl-a, ctrl-@ ...)"))
+            ApiError::bad(format!(
+                "Invalid detach keys ({text}) provided: {key:?} is not a key (a, ctrl-a, ctrl-@ ...)"
+            ))
         };
         let mut keys = Vec::new();
         for key in text.split(',') {

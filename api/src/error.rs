@@ -21,7 +21,7 @@ pub struct ApiError {
     /// HTTP status.
     pub status: StatusCode,
     /// Its body.
-    pub body: ErrorBody,
+    pub body: Box<ErrorBody>,
 }
 
 /// The JSON body of an error.
@@ -55,7 +55,7 @@ impl ApiError {
             let end = (0..=MAX_MESSAGE).rev().find(|&at| message.is_char_boundary(at)).unwrap_or(0);
             message.truncate(end);
         }
-        Self { status, body: ErrorBody { message, ..ErrorBody::default() } }
+        Self { status, body: Box::new(ErrorBody { message, ..ErrorBody::default() }) }
     }
 
     /// 400: the request is wrong.
@@ -184,7 +184,9 @@ fn words(error: &EngineError) -> (StatusCode, String) {
 
 fn failure_status(failure: &Failure) -> StatusCode {
     match failure.kind {
-        FailureKind::NotFound | FailureKind::NotExecutable | FailureKind::Unsupported => StatusCode::BAD_REQUEST,
+        FailureKind::NotFound | FailureKind::NotExecutable | FailureKind::Unsupported => {
+            StatusCode::BAD_REQUEST
+        }
         FailureKind::NotRunning | FailureKind::Paused => StatusCode::CONFLICT,
         FailureKind::NoSuchPath => StatusCode::NOT_FOUND,
         FailureKind::NotADirectory | FailureKind::ReadOnly | FailureKind::Other => {
@@ -199,7 +201,9 @@ fn refusal_words(refusal: &Refusal) -> (StatusCode, String) {
     let state = ["is not running", "is running", "is paused", "is not paused"];
     match refusal.exit_code {
         EXIT_NOT_FOUND => (StatusCode::BAD_REQUEST, start_words(FailureKind::NotFound, &refusal.why)),
-        EXIT_NOT_EXECUTABLE => (StatusCode::BAD_REQUEST, start_words(FailureKind::NotExecutable, &refusal.why)),
+        EXIT_NOT_EXECUTABLE => {
+            (StatusCode::BAD_REQUEST, start_words(FailureKind::NotExecutable, &refusal.why))
+        }
         _ if state.iter().any(|end| what.ends_with(end)) => (StatusCode::CONFLICT, what.to_owned()),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, format!("{what}: {}", refusal.why)),
     }
@@ -246,9 +250,11 @@ fn image_words(error: &ImageError) -> (StatusCode, String) {
         E::InUse { what, by } => {
             (StatusCode::CONFLICT, format!("conflict: unable to delete {what} (must be forced) - {by}"))
         }
-        E::Truncated { .. } | E::BadLayer { .. } | E::BadImage { .. } | E::Limit { .. } | E::Unsupported { .. } => {
-            (StatusCode::BAD_REQUEST, error.to_string())
-        }
+        E::Truncated { .. }
+        | E::BadLayer { .. }
+        | E::BadImage { .. }
+        | E::Limit { .. }
+        | E::Unsupported { .. } => (StatusCode::BAD_REQUEST, error.to_string()),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }

@@ -157,7 +157,9 @@ fn asks_nothing(value: &Value, neutral: &[&str]) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::Bool(true) => false,
-        Value::Number(number) => number.as_f64() == Some(0.0) || neutral.contains(&number.to_string().as_str()),
+        Value::Number(number) => {
+            number.as_f64() == Some(0.0) || neutral.contains(&number.to_string().as_str())
+        }
         Value::String(text) => text.is_empty() || neutral.contains(&text.as_str()),
         Value::Array(list) => list.iter().all(|value| asks_nothing(value, neutral)),
         Value::Object(map) => map.values().all(|value| asks_nothing(value, neutral)),
@@ -169,8 +171,20 @@ mod tests {
     use super::*;
 
     const TABLE: [Refusal; 2] = [
-        Refusal { field: "H.Privileged", option: "--privileged", neutral: &[], why: "no host", instead: "--cap-add" },
-        Refusal { field: "H.Swappiness", option: "", neutral: &["-1", "default"], why: "no swap", instead: "nothing" },
+        Refusal {
+            field: "H.Privileged",
+            option: "--privileged",
+            neutral: &[],
+            why: "no host",
+            instead: "--cap-add",
+        },
+        Refusal {
+            field: "H.Swappiness",
+            option: "",
+            neutral: &["-1", "default"],
+            why: "no swap",
+            instead: "nothing",
+        },
     ];
 
     fn host(json: &str) -> Fields {

@@ -134,7 +134,12 @@ mod tests {
 
     #[test]
     fn what_is_no_filter_is_refused_by_name() {
-        for (text, word) in [("[]", "invalid filter"), (r#"{"x":["1"]}"#, "'x'"), (r#"{"id":3}"#, "invalid"), ("{", "invalid")] {
+        for (text, word) in [
+            ("[]", "invalid filter"),
+            (r#"{"x":["1"]}"#, "'x'"),
+            (r#"{"id":3}"#, "invalid"),
+            ("{", "invalid"),
+        ] {
             let error = Filters::parse(text, &["id"]).unwrap_err();
             assert!(error.status == 400 && error.body.message.contains(word), "{text}: {error:?}");
         }
@@ -144,7 +149,9 @@ mod tests {
 
     #[test]
     fn flags() {
-        let filters = Filters::parse(r#"{"dangling":["true"],"both":["1","0"],"x":["y"]}"#, &["dangling", "both", "x"]).unwrap();
+        let filters =
+            Filters::parse(r#"{"dangling":["true"],"both":["1","0"],"x":["y"]}"#, &["dangling", "both", "x"])
+                .unwrap();
         assert_eq!(filters.flag("dangling").unwrap(), Some(true));
         assert_eq!(filters.flag("none").unwrap(), None);
         assert!(filters.flag("both").is_err() && filters.flag("x").is_err());
@@ -152,7 +159,9 @@ mod tests {
 
     #[test]
     fn names_match_as_dockers_do() {
-        for (pattern, name) in [("we", "web"), ("^web$", "web"), ("^/web$", "web"), ("b$", "web"), ("/w", "web")] {
+        for (pattern, name) in
+            [("we", "web"), ("^web$", "web"), ("^/web$", "web"), ("b$", "web"), ("/w", "web")]
+        {
             assert!(matches_name(pattern, name), "{pattern}");
         }
         for pattern in ["^eb", "we$", "^we$", "x"] {

@@ -95,7 +95,9 @@ mod tests {
 
     #[tokio::test]
     async fn frames_are_read_as_they_were_written() {
-        let wire = [frame(Channel::Stdout, b"out"), frame(Channel::Stderr, b""), frame(Channel::System, b"!")].concat();
+        let wire =
+            [frame(Channel::Stdout, b"out"), frame(Channel::Stderr, b""), frame(Channel::System, b"!")]
+                .concat();
         assert_eq!(&wire[..11], b"\x01\0\0\0\0\0\0\x03out");
         // Byte by byte, as a slow connection delivers.
         let (mut feed, reader) = tokio::io::duplex(1);
@@ -112,7 +114,13 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_frame_is_an_error() {
-        for wire in [&b"\x01\0\0\0\0\0\0\x05abc"[..], b"\x01\0\0", b"\x09\0\0\0\0\0\0\0", b"\x01\x01\0\0\0\0\0\0", b"\x01\0\0\0\xff\xff\xff\xff"] {
+        for wire in [
+            &b"\x01\0\0\0\0\0\0\x05abc"[..],
+            b"\x01\0\0",
+            b"\x09\0\0\0\0\0\0\0",
+            b"\x01\x01\0\0\0\0\0\0",
+            b"\x01\0\0\0\xff\xff\xff\xff",
+        ] {
             assert!(FrameReader::new(wire).next().await.is_err(), "{wire:?}");
         }
     }

@@ -60,7 +60,9 @@ impl Hijack {
         let task = async move {
             match upgrade.await {
                 Ok(connection) => talk(Box::new(TokioIo::new(connection))).await,
-                Err(error) => tracing::debug!(%error, "the client went away before its connection was taken over"),
+                Err(error) => {
+                    tracing::debug!(%error, "the client went away before its connection was taken over");
+                }
             }
         };
         tokio::spawn(task.instrument(span));

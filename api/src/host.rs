@@ -37,7 +37,9 @@ impl Host {
         let (accelerator, boundary) =
             chosen.map_or(("none", "none"), |chosen| (name(chosen.accelerator), chosen.boundary));
         let uname = nix::sys::utsname::uname().ok();
-        let text = |value: Option<&std::ffi::OsStr>| value.map_or_else(String::new, |v| v.to_string_lossy().into_owned());
+        let text = |value: Option<&std::ffi::OsStr>| {
+            value.map_or_else(String::new, |v| v.to_string_lossy().into_owned())
+        };
         let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
         Self {
             name: text(uname.as_ref().map(nix::sys::utsname::UtsName::nodename)),
@@ -46,7 +48,8 @@ impl Host {
             boundary,
             kernel: text(uname.as_ref().map(nix::sys::utsname::UtsName::release)),
             os: os().unwrap_or_else(|| "Linux".to_owned()),
-            cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+            cpus: std::thread::available_parallelism()
+                .map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
             memory: memory().unwrap_or_default(),
         }
     }
@@ -67,6 +70,12 @@ fn os() -> Option<String> {
 
 fn memory() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let kilobytes: u64 = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.split_whitespace().next()?.parse().ok()?;
+    let kilobytes: u64 = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()?;
     kilobytes.checked_mul(1024)
 }

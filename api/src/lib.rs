@@ -35,8 +35,8 @@ mod routes;
 mod times;
 mod translate;
 
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 pub use bollard_stubs::models;
@@ -59,7 +59,13 @@ pub(crate) struct App {
 
 impl App {
     fn new(engine: Engine) -> Self {
-        Self { engine, host: Arc::default(), metrics: Arc::default(), started: Instant::now(), listeners: Arc::default() }
+        Self {
+            engine,
+            host: Arc::default(),
+            metrics: Arc::default(),
+            started: Instant::now(),
+            listeners: Arc::default(),
+        }
     }
 
     /// What is known of the host; found out once.

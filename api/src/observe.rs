@@ -93,7 +93,9 @@ impl Metrics {
     pub fn text(&self) -> String {
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let name = "bulkhead_http_request_duration_seconds";
-        let mut out = format!("# HELP {name} Time from a request's head to its answer's head.\n# TYPE {name} histogram\n");
+        let mut out = format!(
+            "# HELP {name} Time from a request's head to its answer's head.\n# TYPE {name} histogram\n"
+        );
         for ((method, route, status), durations) in requests {
             let labels = format!("method=\"{method}\",route=\"{}\",status=\"{status}\"", escape(&route));
             // Writing to a String does not fail.

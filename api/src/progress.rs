@@ -93,7 +93,8 @@ mod tests {
     use super::*;
 
     async fn text(response: Response<Body>) -> String {
-        String::from_utf8(axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap().to_vec()).unwrap()
+        String::from_utf8(axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap().to_vec())
+            .unwrap()
     }
 
     #[tokio::test]

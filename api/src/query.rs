@@ -19,8 +19,10 @@ impl Query {
     /// # Errors
     /// There are too many parameters.
     pub fn parse(text: &str) -> Result<Self, ApiError> {
-        let pairs: Vec<(String, String)> =
-            form_urlencoded::parse(text.as_bytes()).take(MAX_PARAMETERS + 1).map(|(k, v)| (k.into(), v.into())).collect();
+        let pairs: Vec<(String, String)> = form_urlencoded::parse(text.as_bytes())
+            .take(MAX_PARAMETERS + 1)
+            .map(|(k, v)| (k.into(), v.into()))
+            .collect();
         if pairs.len() > MAX_PARAMETERS {
             return Err(ApiError::bad(format!("a request has at most {MAX_PARAMETERS} parameters")));
         }
@@ -35,7 +37,10 @@ impl Query {
 
     /// All values of a parameter that are not empty.
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0.iter().filter(move |(key, value)| key == name && !value.is_empty()).map(|(_, value)| value.as_str())
+        self.0
+            .iter()
+            .filter(move |(key, value)| key == name && !value.is_empty())
+            .map(|(_, value)| value.as_str())
     }
 
     /// A yes or no; no if it is not given.

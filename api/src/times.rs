@@ -15,13 +15,15 @@ pub fn rfc3339(nanoseconds: i64) -> String {
     if nanoseconds == 0 {
         return NEVER.to_owned();
     }
-    Timestamp::from_nanosecond(i128::from(nanoseconds)).map_or_else(|_| NEVER.to_owned(), |time| time.to_string())
+    Timestamp::from_nanosecond(i128::from(nanoseconds))
+        .map_or_else(|_| NEVER.to_owned(), |time| time.to_string())
 }
 
 /// As [`rfc3339`] with all nine digits: the time stamps of log lines, which are as wide as each other.
 #[must_use]
 pub fn rfc3339_wide(nanoseconds: i64) -> String {
-    Timestamp::from_nanosecond(i128::from(nanoseconds)).map_or_else(|_| NEVER.to_owned(), |time| format!("{time:.9}"))
+    Timestamp::from_nanosecond(i128::from(nanoseconds))
+        .map_or_else(|_| NEVER.to_owned(), |time| format!("{time:.9}"))
 }
 
 /// A point in time as a client writes it: seconds since 1970 with up to nine decimals, or RFC 3339. Empty and 0: 0.

@@ -38,7 +38,8 @@ impl Version {
     /// Reads the first segment of a path, such as `v1.43`; `None` if it is none.
     fn of_segment(segment: &str) -> Option<Self> {
         let (major, minor) = segment.strip_prefix('v')?.split_once('.')?;
-        let digits = |text: &str| !text.is_empty() && text.len() <= 4 && text.bytes().all(|b| b.is_ascii_digit());
+        let digits =
+            |text: &str| !text.is_empty() && text.len() <= 4 && text.bytes().all(|b| b.is_ascii_digit());
         if !digits(major) || !digits(minor) {
             return None;
         }
@@ -110,7 +111,10 @@ mod tests {
 
     #[test]
     fn versions_are_taken_from_paths() {
-        assert_eq!(stripped("/v1.43/containers/json?all=1"), (Version::new(1, 43), "/containers/json?all=1".into()));
+        assert_eq!(
+            stripped("/v1.43/containers/json?all=1"),
+            (Version::new(1, 43), "/containers/json?all=1".into())
+        );
         assert_eq!(stripped("/containers/json"), (Version::NEWEST, "/containers/json".into()));
         assert_eq!(stripped("/v1.24"), (Version::OLDEST, "/".into()));
         // These are not versions but paths.
@@ -125,7 +129,11 @@ mod tests {
         let new = refused("/v1.51/info");
         assert_eq!(new.body.message, "client version 1.51 is too new. Maximum supported API version is 1.50");
         let old = refused("/v1.23/info");
-        assert!(old.body.message.starts_with("client version 1.23 is too old. Minimum supported API version is 1.24"));
+        assert!(
+            old.body
+                .message
+                .starts_with("client version 1.23 is too old. Minimum supported API version is 1.24")
+        );
         assert!(refused("/v2.0/info").status == 400 && refused("/v0.9/info").status == 400);
         assert_eq!(Version::NEWEST.to_string(), API_VERSION);
         assert_eq!(Version::OLDEST.to_string(), MIN_API_VERSION);

@@ -3,6 +3,7 @@
 //! `make test` sets `BULKHEAD` (the command line's binary), `BULKHEAD_KERNEL_UML` and `BULKHEAD_KERNEL_KVM`. Without them, every test says
 //! `skipped:` and why.
 
+pub mod daemon;
 pub mod disk;
 pub mod guest;
 pub mod http;

@@ -66,7 +66,8 @@ impl Client {
     /// It cannot be one.
     pub fn with_header(mut self, name: &str, value: &str) -> Result<Self, ClientError> {
         let bad = |_| ClientError::Protocol(format!("{name} is not a header"));
-        let name: HeaderName = name.parse().map_err(|_| ClientError::Protocol(format!("{name} is not a header")))?;
+        let name: HeaderName =
+            name.parse().map_err(|_| ClientError::Protocol(format!("{name} is not a header")))?;
         self.headers.insert(name, HeaderValue::from_str(value).map_err(bad)?);
         Ok(self)
     }
@@ -93,7 +94,11 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::get`].
-    pub async fn post<T: DeserializeOwned>(&self, target: &Target, body: &impl Serialize) -> Result<T, ClientError> {
+    pub async fn post<T: DeserializeOwned>(
+        &self,
+        target: &Target,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
         read(self.send(Method::POST, target, json(body)?, Some(JSON)).await?).await
     }
 
@@ -110,7 +115,12 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::get`].
-    pub async fn act_with(&self, method: Method, target: &Target, body: &impl Serialize) -> Result<bool, ClientError> {
+    pub async fn act_with(
+        &self,
+        method: Method,
+        target: &Target,
+        body: &impl Serialize,
+    ) -> Result<bool, ClientError> {
         let response = self.send(method, target, json(body)?, Some(JSON)).await?;
         Ok(response.status() != StatusCode::NOT_MODIFIED)
     }
@@ -174,7 +184,11 @@ impl Client {
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
-    pub async fn hijack(&self, target: &Target, body: Option<&impl Serialize>) -> Result<Hijacked, ClientError> {
+    pub async fn hijack(
+        &self,
+        target: &Target,
+        body: Option<&impl Serialize>,
+    ) -> Result<Hijacked, ClientError> {
         let (content, kind) = match body {
             Some(body) => (json(body)?, Some(JSON)),
             None => (empty(), None),
@@ -184,7 +198,10 @@ impl Client {
         request.headers_mut().insert(UPGRADE, HeaderValue::from_static("tcp"));
         let response = checked(self.exchange(request).await?).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Err(ClientError::Protocol(format!("the server answered {} to an upgrade", response.status())));
+            return Err(ClientError::Protocol(format!(
+                "the server answered {} to an upgrade",
+                response.status()
+            )));
         }
         let framed = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == MULTIPLEXED);
         let connection = hyper::upgrade::on(response).await.map_err(ClientError::broken)?;
@@ -210,7 +227,8 @@ impl Client {
         kind: Option<&'static str>,
     ) -> Result<Request<Body>, ClientError> {
         let bad = |e: hyper::http::Error| ClientError::Protocol(format!("{target} is not an address: {e}"));
-        let mut request = Request::builder().method(method).uri(target.to_string()).body(body).map_err(bad)?;
+        let mut request =
+            Request::builder().method(method).uri(target.to_string()).body(body).map_err(bad)?;
         let headers = request.headers_mut();
         headers.extend(self.headers.clone());
         headers.insert(HOST, HeaderValue::from_static("bulkhead"));
@@ -225,7 +243,8 @@ impl Client {
 
     async fn exchange(&self, request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
         let stream = self.endpoint.connect().await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::broken)?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::broken)?;
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "a connection broke");
@@ -271,7 +290,8 @@ async fn read<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T, Cl
         .await
         .map_err(|e| ClientError::Protocol(format!("the answer broke off: {e}")))?
         .to_bytes();
-    serde_json::from_slice(&bytes).map_err(|e| ClientError::Protocol(format!("the answer is not what was asked for: {e}")))
+    serde_json::from_slice(&bytes)
+        .map_err(|e| ClientError::Protocol(format!("the answer is not what was asked for: {e}")))
 }
 
 fn reader(response: Response<Incoming>) -> impl AsyncRead + Send + Unpin + use<> {

@@ -45,7 +45,9 @@ impl<T: DeserializeOwned> JsonLines<T> {
             self.line.extend_from_slice(part.get(..taken).unwrap_or_default());
             self.lines.consume(taken);
             if self.line.len() > MAX_LINE {
-                return Err(ClientError::Protocol(format!("a line of the answer is longer than {MAX_LINE} bytes")));
+                return Err(ClientError::Protocol(format!(
+                    "a line of the answer is longer than {MAX_LINE} bytes"
+                )));
             }
             let ended = taken == 0;
             if end.is_none() && !ended {

@@ -1,6 +1,6 @@
 //! What a request is for: path and parameters, each encoded where it is put in.
 
-use std::fmt;
+use std::fmt::{self, Display};
 
 /// A path with parameters.
 ///
@@ -23,7 +23,16 @@ impl Target {
             path.push('/');
             for byte in segment.bytes() {
                 match byte {
-                    b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' | b':' | b'@' => {
+                    b'a'..=b'z'
+                    | b'A'..=b'Z'
+                    | b'0'..=b'9'
+                    | b'-'
+                    | b'.'
+                    | b'_'
+                    | b'~'
+                    | b'/'
+                    | b':'
+                    | b'@' => {
                         path.push(char::from(byte));
                     }
                     _ => path.push_str(&format!("%{byte:02X}")),
@@ -35,7 +44,7 @@ impl Target {
 
     /// Adds a parameter.
     #[must_use]
-    pub fn with(mut self, name: &str, value: impl ToString) -> Self {
+    pub fn with(mut self, name: &str, value: impl Display) -> Self {
         let mut query = form_urlencoded::Serializer::new(self.query);
         query.append_pair(name, &value.to_string());
         self.query = query.finish();
@@ -44,7 +53,7 @@ impl Target {
 
     /// Adds a parameter if there is a value.
     #[must_use]
-    pub fn with_some(self, name: &str, value: Option<impl ToString>) -> Self {
+    pub fn with_some(self, name: &str, value: Option<impl Display>) -> Self {
         match value {
             Some(value) => self.with(name, value),
             None => self,
@@ -65,7 +74,7 @@ impl Target {
     }
 }
 
-impl fmt::Display for Target {
+impl Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.path)?;
         if self.query.is_empty() { Ok(()) } else { write!(f, "?{}", self.query) }

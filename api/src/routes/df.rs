@@ -19,7 +19,9 @@ pub fn routes() -> Router<App> {
 
 async fn df(State(app): State<App>, query: Query) -> Answer {
     let kinds: Vec<&str> = query.all("type").collect();
-    if let Some(other) = kinds.iter().find(|kind| !["image", "container", "volume", "build-cache"].contains(kind)) {
+    if let Some(other) =
+        kinds.iter().find(|kind| !["image", "container", "volume", "build-cache"].contains(kind))
+    {
         return Err(ApiError::bad(format!("unknown object type: {other}")));
     }
     let wanted = |kind: &str| kinds.is_empty() || kinds.contains(&kind);

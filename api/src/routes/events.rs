@@ -22,8 +22,20 @@ use crate::query::Query;
 use crate::{App, times};
 
 const KNOWN: [&str; 14] = [
-    "config", "container", "daemon", "event", "image", "label", "network", "node", "plugin", "scope", "secret", "service",
-    "type", "volume",
+    "config",
+    "container",
+    "daemon",
+    "event",
+    "image",
+    "label",
+    "network",
+    "node",
+    "plugin",
+    "scope",
+    "secret",
+    "service",
+    "type",
+    "volume",
 ];
 
 pub fn routes() -> Router<App> {
@@ -115,14 +127,15 @@ impl Drop for Listener {
 async fn events(State(app): State<App>, query: Query) -> Answer {
     let filters = query.filters(&KNOWN)?;
     let since = query.text("since").map(|text| times::parse("since", text)).transpose()?;
-    let until = query.text("until").map(|text| times::parse("until", text)).transpose()?.filter(|&time| time > 0);
+    let until =
+        query.text("until").map(|text| times::parse("until", text)).transpose()?.filter(|&time| time > 0);
     if let (Some(since), Some(until)) = (since, until)
         && since > until
     {
         return Err(ApiError::bad(format!("`since` time ({since}) must be before `until` time ({until})")));
     }
     let stream = app.engine.events(since)?;
-    let listener = Listener::new(app.listeners.clone());
+    let listener = Listener::new(app.listeners);
     let lines = futures_util::stream::unfold((stream, listener), move |(mut stream, listener)| {
         let filters = filters.clone();
         async move {
@@ -132,7 +145,9 @@ async fn events(State(app): State<App>, query: Query) -> Answer {
                     Some(until) => {
                         // Events that were written down before the end count even if they are read after it.
                         let left = until.saturating_sub(now()).max(PATIENCE);
-                        match tokio::time::timeout(Duration::from_nanos(left.unsigned_abs()), stream.next()).await {
+                        match tokio::time::timeout(Duration::from_nanos(left.unsigned_abs()), stream.next())
+                            .await
+                        {
                             Ok(event) => event,
                             Err(_) => return None,
                         }
@@ -165,7 +180,14 @@ mod tests {
 
     fn event(kind: EventKind, action: &str, actor: &str, attributes: &[(&str, &str)]) -> Event {
         let attributes = attributes.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Event { sequence: 1, time: 1_700_000_000_000_000_001, kind, action: action.into(), actor: actor.into(), attributes }
+        Event {
+            sequence: 1,
+            time: 1_700_000_000_000_000_001,
+            kind,
+            action: action.into(),
+            actor: actor.into(),
+            attributes,
+        }
     }
 
     #[test]
@@ -195,10 +217,18 @@ mod tests {
 
     #[test]
     fn old_clients_find_their_fields() {
-        let text = serde_json::to_value(message(event(EventKind::Container, "start", "id", &[("image", "i")]))).unwrap();
-        assert_eq!((&text["status"], &text["id"], &text["from"]), (&"start".into(), &"id".into(), &"i".into()));
+        let text =
+            serde_json::to_value(message(event(EventKind::Container, "start", "id", &[("image", "i")])))
+                .unwrap();
+        assert_eq!(
+            (&text["status"], &text["id"], &text["from"]),
+            (&"start".into(), &"id".into(), &"i".into())
+        );
         assert_eq!((&text["Type"], &text["Actor"]["ID"]), (&"container".into(), &"id".into()));
-        assert_eq!((&text["time"], &text["timeNano"]), (&1_700_000_000.into(), &1_700_000_000_000_000_001i64.into()));
+        assert_eq!(
+            (&text["time"], &text["timeNano"]),
+            (&1_700_000_000.into(), &1_700_000_000_000_000_001i64.into())
+        );
         let volume = serde_json::to_value(message(event(EventKind::Volume, "create", "v", &[]))).unwrap();
         assert!(volume.get("status").is_none());
     }

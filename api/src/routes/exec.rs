@@ -60,24 +60,26 @@ fn config(mut body: Fields) -> Result<ExecConfig, ApiError> {
     }
     DetachKeys::parse(config.detach_keys.as_deref())?;
     if let Some(path) = config.workdir.as_deref().filter(|path| !path.starts_with('/')) {
-        return Err(ApiError::bad(format!("the working directory '{path}' is invalid, it needs to be an absolute path")));
+        return Err(ApiError::bad(format!(
+            "the working directory '{path}' is invalid, it needs to be an absolute path"
+        )));
     }
     Ok(config)
 }
 
 async fn create(State(app): State<App>, Path(id): Path<String>, body: JsonBody) -> Answer {
     let id = match app.engine.exec_create(&id, config(body.fields()?)?).await {
-        Err(EngineError::Paused(name)) => Err(ApiError::conflict(format!(
-            "Container {name} is paused, unpause the container before exec"
-        ))),
+        Err(EngineError::Paused(name)) => {
+            Err(ApiError::conflict(format!("Container {name} is paused, unpause the container before exec")))
+        }
         other => other.map_err(ApiError::from),
     }?;
     json_with(StatusCode::CREATED, &IdResponse { id })
 }
 
 /// `[height, width]` of a terminal; `[0, 0]` is none.
-fn console(size: Option<Vec<u16>>) -> Result<Option<Size>, ApiError> {
-    match size.as_deref() {
+fn console(size: Option<&[u16]>) -> Result<Option<Size>, ApiError> {
+    match size {
         None | Some([] | [0, 0]) => Ok(None),
         Some(&[rows, columns]) => Ok(Some(Size { rows, columns })),
         Some(_) => Err(ApiError::bad("ConsoleSize has two numbers: height and width")),
@@ -94,7 +96,7 @@ async fn start(
     let headers = request.headers().clone();
     let mut fields = JsonBody::from_request(request, &()).await?.fields()?;
     let (detach, tty): (bool, bool) = (fields.take("Detach")?, fields.take("Tty")?);
-    let size = console(fields.take("ConsoleSize")?)?;
+    let size = console(fields.take::<Option<Vec<u16>>>("ConsoleSize")?.as_deref())?;
     let exec = app.engine.exec(&id)?;
     if exec.started {
         let state = if exec.running { "is already running" } else { "has already run" };
@@ -175,7 +177,9 @@ mod tests {
     #[test]
     fn bodies_are_read() {
         let read = |json: &str| config(Fields::new(serde_json::from_str(json).unwrap()));
-        let full = read(r#"{"Cmd":["ls"],"User":"1","Tty":true,"AttachStdin":true,"Privileged":false,"Env":null,"ConsoleSize":[1,2]}"#);
+        let full = read(
+            r#"{"Cmd":["ls"],"User":"1","Tty":true,"AttachStdin":true,"Privileged":false,"Env":null,"ConsoleSize":[1,2]}"#,
+        );
         let full = full.unwrap();
         assert!(full.tty && full.stdin && !full.stdout && full.user.as_deref() == Some("1"));
         for (bad, word) in [
@@ -188,8 +192,8 @@ mod tests {
             let error = read(bad).unwrap_err();
             assert!(error.status == 400 && error.body.message.contains(word), "{error:?}");
         }
-        assert_eq!(console(Some(vec![24, 80])).unwrap(), Some(Size { rows: 24, columns: 80 }));
-        assert_eq!(console(Some(vec![0, 0])).unwrap(), None);
-        assert!(console(Some(vec![1])).is_err());
+        assert_eq!(console(Some(&[24, 80])).unwrap(), Some(Size { rows: 24, columns: 80 }));
+        assert_eq!(console(Some(&[0, 0])).unwrap(), None);
+        assert!(console(Some(&[1])).is_err());
     }
 }

@@ -50,8 +50,10 @@ async fn metrics(State(app): State<App>) -> Answer {
         escape(host.boundary)
     );
     gauge("bulkhead_info", "What runs here; always 1.", &[(labels, "1".into())]);
-    let values: Vec<_> =
-        states.into_iter().map(|(state, count)| (format!("{{state=\"{state}\"}}"), count.to_string())).collect();
+    let values: Vec<_> = states
+        .into_iter()
+        .map(|(state, count)| (format!("{{state=\"{state}\"}}"), count.to_string()))
+        .collect();
     gauge("bulkhead_containers", "Containers by state.", &values);
     let uptime = app.started.elapsed().as_secs_f64().to_string();
     gauge("bulkhead_uptime_seconds", "Time since the server was started.", &[(String::new(), uptime)]);

@@ -1,7 +1,7 @@
 //! The router: one file for each group of endpoints, all with a `routes` function and their handlers.
 
-mod bulkhead;
 mod build;
+mod bulkhead;
 mod containers;
 mod df;
 mod distribution;
@@ -13,9 +13,9 @@ mod networks;
 mod plugins;
 mod swarm;
 mod system;
-mod unpack;
 #[cfg(test)]
 mod tests;
+mod unpack;
 mod volumes;
 
 use axum::Router;

@@ -31,8 +31,20 @@ const BUILT_IN: [&str; 3] = ["bridge", "host", "none"];
 const SWARM: &str = "there is no cluster: networks are of this host";
 const OWN_REFUSED: [Refusal; 3] = [
     Refusal { field: "Ingress", option: "--ingress", neutral: &[], why: SWARM, instead: "leave it out" },
-    Refusal { field: "ConfigOnly", option: "--config-only", neutral: &[], why: SWARM, instead: "leave it out" },
-    Refusal { field: "ConfigFrom", option: "--config-from", neutral: &[], why: SWARM, instead: "leave it out" },
+    Refusal {
+        field: "ConfigOnly",
+        option: "--config-only",
+        neutral: &[],
+        why: SWARM,
+        instead: "leave it out",
+    },
+    Refusal {
+        field: "ConfigFrom",
+        option: "--config-from",
+        neutral: &[],
+        why: SWARM,
+        instead: "leave it out",
+    },
 ];
 
 pub fn routes() -> Router<App> {
@@ -59,10 +71,10 @@ fn show(network: &Network, containers: &[Container]) -> DockerNetwork {
         gateway: Some(subnet.gateway.clone()).filter(|gateway| !gateway.is_empty()),
         auxiliary_addresses: None,
     };
-    let prefix = network.subnets.first().and_then(|s| s.subnet.rsplit_once('/')).map_or("", |(_, length)| length);
-    let with_prefix = |address: &str| {
-        Some(if address.is_empty() { String::new() } else { format!("{address}/{prefix}") })
-    };
+    let prefix =
+        network.subnets.first().and_then(|s| s.subnet.rsplit_once('/')).map_or("", |(_, length)| length);
+    let with_prefix =
+        |address: &str| Some(if address.is_empty() { String::new() } else { format!("{address}/{prefix}") });
     let running = containers.iter().filter(|container| container.state.status.is_running());
     let inside = running.filter_map(|container| {
         let endpoint = place(container, network)?;
@@ -121,7 +133,13 @@ async fn list(State(app): State<App>, query: Query) -> Answer {
             && filters.labels(&network.labels)
     };
     let networks = app.engine.networks()?;
-    json(&networks.iter().filter(|network| passes(network)).map(|network| show(network, &[])).collect::<Vec<_>>())
+    json(
+        &networks
+            .iter()
+            .filter(|network| passes(network))
+            .map(|network| show(network, &[]))
+            .collect::<Vec<_>>(),
+    )
 }
 
 async fn inspect(State(app): State<App>, Path(id): Path<String>, query: Query) -> Answer {
@@ -156,7 +174,11 @@ fn options(mut body: Fields) -> Result<NetworkOptions, ApiError> {
     }
     let mut ipam = body.object("IPAM")?;
     if let Some(driver) = ipam.text("Driver")?.filter(|driver| driver != "default") {
-        return Err(ApiError::refused(&format!("--ipam-driver {driver}"), "addresses are given by the network", "leave it out"));
+        return Err(ApiError::refused(
+            &format!("--ipam-driver {driver}"),
+            "addresses are given by the network",
+            "leave it out",
+        ));
     }
     let mut subnets = Vec::new();
     for mut entry in ipam.objects("Config")? {
@@ -253,7 +275,10 @@ mod tests {
             (r#"{"Name":"a","Ingress":true}"#, "--ingress cannot be done"),
             (r#"{"Name":"a","EnableIPv4":false}"#, "--ipv4=false cannot be done"),
             (r#"{"Name":"a","IPAM":{"Driver":"dhcp"}}"#, "--ipam-driver dhcp cannot be done"),
-            (r#"{"Name":"a","IPAM":{"Config":[{"AuxiliaryAddresses":{"x":"1"}}]}}"#, "AuxiliaryAddresses cannot"),
+            (
+                r#"{"Name":"a","IPAM":{"Config":[{"AuxiliaryAddresses":{"x":"1"}}]}}"#,
+                "AuxiliaryAddresses cannot",
+            ),
         ] {
             let error = read(bad).unwrap_err();
             assert!(error.status == 400 && error.body.message.contains(word), "{error:?}");

@@ -8,9 +8,12 @@ use crate::App;
 use crate::error::ApiError;
 
 pub fn routes() -> Router<App> {
-    ["swarm", "nodes", "services", "tasks", "secrets", "configs"].into_iter().fold(Router::new(), |router, name| {
-        router.route(&format!("/{name}"), any(none)).route(&format!("/{name}/{{*rest}}"), any(none))
-    })
+    ["swarm", "nodes", "services", "tasks", "secrets", "configs"].into_iter().fold(
+        Router::new(),
+        |router, name| {
+            router.route(&format!("/{name}"), any(none)).route(&format!("/{name}/{{*rest}}"), any(none))
+        },
+    )
 }
 
 async fn none() -> ApiError {

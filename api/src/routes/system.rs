@@ -96,9 +96,8 @@ async fn info(State(app): State<App>) -> Answer {
         i64::try_from(number).ok()
     };
     let host = app.host().clone();
-    let runtime = |name: &str| {
-        (name.to_owned(), Runtime { path: Some("bulkhead-vmm".into()), ..Runtime::default() })
-    };
+    let runtime =
+        |name: &str| (name.to_owned(), Runtime { path: Some("bulkhead-vmm".into()), ..Runtime::default() });
     json(&SystemInfo {
         id: Some(host.id),
         containers: count(|_| true),

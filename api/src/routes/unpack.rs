@@ -61,6 +61,8 @@ fn gunzip(packed: impl AsyncRead + Send + Unpin + 'static) -> impl AsyncRead + S
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use flate2::Compression;
     use flate2::write::GzEncoder;
 

@@ -50,7 +50,11 @@ pub(super) fn show(volume: &Volume, engine: &Engine) -> DockerVolume {
 }
 
 /// A volume with how much it holds and how many containers mount it.
-pub(super) fn show_usage(volume: &Volume, engine: &Engine, containers: &[Container]) -> Result<DockerVolume, ApiError> {
+pub(super) fn show_usage(
+    volume: &Volume,
+    engine: &Engine,
+    containers: &[Container],
+) -> Result<DockerVolume, ApiError> {
     let size = engine.volume_usage(&volume.name)?;
     let users = containers.iter().filter(|container| uses(container, &volume.name)).count();
     let usage = VolumeUsageData {
@@ -73,7 +77,9 @@ async fn list(State(app): State<App>, query: Query) -> Answer {
     };
     let volumes = app.engine.volumes()?;
     json(&VolumeListResponse {
-        volumes: Some(volumes.iter().filter(|volume| passes(volume)).map(|volume| show(volume, &app.engine)).collect()),
+        volumes: Some(
+            volumes.iter().filter(|volume| passes(volume)).map(|volume| show(volume, &app.engine)).collect(),
+        ),
         warnings: Some(Vec::new()),
     })
 }

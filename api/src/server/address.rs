@@ -27,7 +27,8 @@ impl FromStr for Address {
             Some(("unix", _)) => Err(bad("the path of a unix socket begins with /")),
             Some(("tcp", rest)) => {
                 let host = rest.trim_end_matches('/');
-                let port = host.rsplit_once(':').and_then(|(name, port)| Some((name, port.parse::<u16>().ok()?)));
+                let port =
+                    host.rsplit_once(':').and_then(|(name, port)| Some((name, port.parse::<u16>().ok()?)));
                 match port {
                     Some((name, _)) if !name.is_empty() => Ok(Self::Tcp(host.to_owned())),
                     _ => Err(bad("write tcp://HOST:PORT")),
@@ -70,7 +71,8 @@ mod tests {
         for text in ["unix:///run/x.sock", "tcp://127.0.0.1:2376", "tcp://[::1]:2376", "fd://"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
-        for text in ["", "/run/x", "unix://x", "tcp://", "tcp://x", "tcp://:1", "tcp://x:99999", "http://x:1"] {
+        for text in ["", "/run/x", "unix://x", "tcp://", "tcp://x", "tcp://:1", "tcp://x:99999", "http://x:1"]
+        {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
         assert!(default_socket().ends_with("bulkhead.sock"));

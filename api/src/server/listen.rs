@@ -38,7 +38,8 @@ impl Bind {
             None => None,
             Some(name) => {
                 let found = Group::from_name(name).map_err(|e| ServeError::io("reading groups")(e.into()))?;
-                let missing = || ServeError::io(format!("the socket's group {name:?}"))(io::ErrorKind::NotFound.into());
+                let missing =
+                    || ServeError::io(format!("the socket's group {name:?}"))(io::ErrorKind::NotFound.into());
                 Some(found.ok_or_else(missing)?.gid)
             }
         };
@@ -60,8 +61,9 @@ impl Bind {
                 for socket in &sockets {
                     self.guarded(*socket)?;
                 }
-                let listener =
-                    TcpListener::bind(&sockets[..]).await.map_err(ServeError::io(format!("listening on {text}")))?;
+                let listener = TcpListener::bind(&sockets[..])
+                    .await
+                    .map_err(ServeError::io(format!("listening on {text}")))?;
                 Ok(vec![self.tcp(listener)?])
             }
             Address::Activation => self.activated(),

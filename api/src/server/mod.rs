@@ -47,7 +47,9 @@ pub enum ServeError {
         why: String,
     },
     /// TCP without anything that keeps strangers out.
-    #[error("{0} would let everybody who reaches it run anything: give TLS with client certificates, or a token")]
+    #[error(
+        "{0} would let everybody who reaches it run anything: give TLS with client certificates, or a token"
+    )]
     Unguarded(String),
     /// A token would be sent for everybody to read.
     #[error("{0} is not on loopback: a token needs TLS there")]

@@ -51,9 +51,10 @@ pub(crate) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, ServeError> {
 /// What greets clients: those without a certificate of the authority are sent away.
 pub(super) fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, ServeError> {
     let provider = Arc::new(ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&files.authority)?), provider.clone())
-        .build()
-        .map_err(|e| wrong(&files.authority, &e))?;
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&files.authority)?), provider.clone())
+            .build()
+            .map_err(|e| wrong(&files.authority, &e))?;
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| wrong(&files.certificate, &e))?

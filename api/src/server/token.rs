@@ -48,7 +48,9 @@ impl Token {
         let text = fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
         let token = text.trim();
         if token.len() < LEAST || !token.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(wrong(format!("a token has at least {LEAST} characters and no spaces: openssl rand -hex 32")));
+            return Err(wrong(format!(
+                "a token has at least {LEAST} characters and no spaces: openssl rand -hex 32"
+            )));
         }
         Ok(Self(token.into()))
     }
@@ -96,7 +98,9 @@ mod tests {
         };
         let secret = "0123456789abcdef0123456789abcdef";
         let token = write(&format!("{secret}\n"), 0o600).unwrap();
-        assert!(token.is(secret) && !token.is("") && !token.is(&secret[1..]) && !token.is(&secret.to_uppercase()));
+        assert!(
+            token.is(secret) && !token.is("") && !token.is(&secret[1..]) && !token.is(&secret.to_uppercase())
+        );
         assert!(!format!("{token:?}").contains("0123"));
         assert!(write(secret, 0o640).unwrap_err().to_string().contains("chmod 600"));
         assert!(write("short", 0o600).is_err() && write(&"a b".repeat(20), 0o600).is_err());

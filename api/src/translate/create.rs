@@ -70,7 +70,8 @@ pub fn container(mut body: Fields, engine: &Engine) -> Result<ContainerConfig, A
 fn process(body: &mut Fields, config: &mut ContainerConfig) -> Result<(), ApiError> {
     config.entrypoint = body.take::<Words>("Entrypoint")?.list();
     config.cmd = body.take::<Words>("Cmd")?.list().filter(|words| !words.is_empty());
-    if config.entrypoint.as_ref().is_some_and(|words| words.iter().all(String::is_empty) && !words.is_empty()) {
+    if config.entrypoint.as_ref().is_some_and(|words| words.iter().all(String::is_empty) && !words.is_empty())
+    {
         // `--entrypoint ""` takes the image's command away as well.
         config.entrypoint = Some(Vec::new());
         config.cmd.get_or_insert_default();
@@ -103,9 +104,12 @@ fn exposed(ports: BTreeMap<String, serde_json::Value>) -> Result<BTreeSet<String
 }
 
 fn check(config: &ContainerConfig) -> Result<(), ApiError> {
-    let bad = |what: &str, value: &str, why: &str| Err(ApiError::bad(format!("invalid {what} {value:?}: {why}")));
+    let bad =
+        |what: &str, value: &str, why: &str| Err(ApiError::bad(format!("invalid {what} {value:?}: {why}")));
     if let Some(path) = config.workdir.as_deref().filter(|path| !path.starts_with('/')) {
-        return Err(ApiError::bad(format!("the working directory '{path}' is invalid, it needs to be an absolute path")));
+        return Err(ApiError::bad(format!(
+            "the working directory '{path}' is invalid, it needs to be an absolute path"
+        )));
     }
     for (what, name) in [("hostname", &config.hostname), ("domainname", &config.domainname)] {
         let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
@@ -113,7 +117,9 @@ fn check(config: &ContainerConfig) -> Result<(), ApiError> {
             return bad(what, name, "it has at most 64 letters, digits, '-' and '.'");
         }
     }
-    if let Some(entry) = config.env.iter().find(|entry| entry.is_empty() || entry.starts_with('=') || entry.contains('\0')) {
+    if let Some(entry) =
+        config.env.iter().find(|entry| entry.is_empty() || entry.starts_with('=') || entry.contains('\0'))
+    {
         return bad("environment variable", entry, "it is not of the form NAME=value");
     }
     if let Some(path) = config.volumes.iter().find(|path| !path.starts_with('/')) {

@@ -45,10 +45,10 @@ pub fn read(host: &mut Fields, config: &mut ContainerConfig, engine: &Engine) ->
         _ => Some(u64::try_from(shm).map_err(|_| ApiError::bad("SHM size can not be less than 0"))?),
     };
     let score: i64 = host.take("OomScoreAdj")?;
-    config.oom_score_adj = i32::try_from(score)
-        .ok()
-        .filter(|score| (-1000..=1000).contains(score))
-        .ok_or_else(|| ApiError::bad(format!("Invalid value {score}, range for oom score adj is [-1000, 1000]")))?;
+    config.oom_score_adj =
+        i32::try_from(score).ok().filter(|score| (-1000..=1000).contains(score)).ok_or_else(|| {
+            ApiError::bad(format!("Invalid value {score}, range for oom score adj is [-1000, 1000]"))
+        })?;
     config.port_bindings = ports::bindings(host)?;
     config.exposed_ports.extend(config.port_bindings.keys().cloned());
     config.publish_all_ports = host.take("PublishAllPorts")?;
@@ -117,21 +117,24 @@ fn log(fields: &mut Fields) -> Result<LogConfig, ApiError> {
     };
     let mut log = LogConfig { driver, ..LogConfig::default() };
     if let Some(size) = options.remove("max-size") {
-        log.max_size =
-            if size == "-1" { 0 } else { parse_bytes(&size).map_err(|why| ApiError::bad(format!("max-size: {why}")))? };
+        log.max_size = if size == "-1" {
+            0
+        } else {
+            parse_bytes(&size).map_err(|why| ApiError::bad(format!("max-size: {why}")))?
+        };
     }
     if let Some(files) = options.remove("max-file") {
-        log.max_files = files
-            .parse()
-            .ok()
-            .filter(|&files| files >= 1)
-            .ok_or_else(|| ApiError::bad(format!("max-file: {files:?} is not a number of files, at least 1")))?;
+        log.max_files = files.parse().ok().filter(|&files| files >= 1).ok_or_else(|| {
+            ApiError::bad(format!("max-file: {files:?} is not a number of files, at least 1"))
+        })?;
     }
     if log.max_files > 1 && log.max_size == 0 {
         return Err(ApiError::bad("cannot use max-file without max-size: logs are rotated by size"));
     }
     // Both name what is done anyway.
-    options.retain(|name, value| !matches!((name.as_str(), value.as_str()), ("mode", "blocking") | ("compress", "false")));
+    options.retain(|name, value| {
+        !matches!((name.as_str(), value.as_str()), ("mode", "blocking") | ("compress", "false"))
+    });
     match options.into_iter().next() {
         Some((name, value)) => Err(ApiError::refused(
             &format!("--log-opt {name}={value}"),
@@ -199,7 +202,8 @@ pub fn show(container: &Container) -> HostConfig {
     let some = |list: &[String]| (!list.is_empty()).then(|| list.to_vec());
     let mut host = HostConfig {
         auto_remove: Some(config.auto_remove),
-        annotations: Some(config.annotations.clone().into_iter().collect()).filter(|map: &std::collections::HashMap<_, _>| !map.is_empty()),
+        annotations: Some(config.annotations.clone().into_iter().collect())
+            .filter(|map: &std::collections::HashMap<_, _>| !map.is_empty()),
         cap_add: some(&config.cap_add),
         cap_drop: some(&config.cap_drop),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
@@ -227,8 +231,10 @@ pub fn show(container: &Container) -> HostConfig {
         security_opt: security::options(config),
         shm_size: Some(config.shm_size.map_or(64 << 20, |size| i64::try_from(size).unwrap_or(i64::MAX))),
         storage_opt: config.storage_size.map(|size| [("size".to_owned(), size.to_string())].into()),
-        sysctls: Some(config.sysctls.clone().into_iter().collect()).filter(|map: &std::collections::HashMap<_, _>| !map.is_empty()),
-        tmpfs: Some(config.tmpfs.clone().into_iter().collect()).filter(|map: &std::collections::HashMap<_, _>| !map.is_empty()),
+        sysctls: Some(config.sysctls.clone().into_iter().collect())
+            .filter(|map: &std::collections::HashMap<_, _>| !map.is_empty()),
+        tmpfs: Some(config.tmpfs.clone().into_iter().collect())
+            .filter(|map: &std::collections::HashMap<_, _>| !map.is_empty()),
         userns_mode: Some(String::new()),
         uts_mode: Some(String::new()),
         volume_driver: Some(String::new()),

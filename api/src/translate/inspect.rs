@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use bollard_stubs::models::{
-    ContainerConfig as DockerConfig, ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, DriverData,
+    ContainerConfig as DockerConfig, ContainerInspectResponse, ContainerState, ContainerStateStatusEnum,
+    DriverData,
 };
 use engine::Engine;
 use engine::model::{Container, ContainerConfig, Status};
@@ -16,7 +17,11 @@ use crate::times;
 ///
 /// # Errors
 /// The engine's state cannot be read.
-pub fn show(container: &Container, engine: &Engine, execs: Vec<String>) -> Result<ContainerInspectResponse, ApiError> {
+pub fn show(
+    container: &Container,
+    engine: &Engine,
+    execs: Vec<String>,
+) -> Result<ContainerInspectResponse, ApiError> {
     let config = &container.config;
     let words = command(config);
     let directory = engine.paths().containers().join(&container.id);

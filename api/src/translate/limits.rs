@@ -9,8 +9,21 @@ use crate::fields::Fields;
 
 /// Names of resource limits (setrlimit(2), as Docker names them).
 const ULIMITS: [&str; 15] = [
-    "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
-    "rttime", "sigpending",
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
 ];
 /// How the writable disk is called where Docker shows a device.
 const DISK: &str = "/dev/vdb";
@@ -31,18 +44,20 @@ pub fn read(host: &mut Fields) -> Result<Limits, ApiError> {
     if let (Some(limit), Some(wish)) = (memory, memory_reservation)
         && wish > limit
     {
-        return Err(ApiError::bad("Minimum memory limit can not be less than memory reservation limit, see usage"));
+        return Err(ApiError::bad(
+            "Minimum memory limit can not be less than memory reservation limit, see usage",
+        ));
     }
     let nano_cpus = positive(host, "NanoCpus")?;
     let cpu_quota = host.take::<Option<i64>>("CpuQuota")?.filter(|&quota| quota != 0);
     let cpu_period = positive(host, "CpuPeriod")?;
     if nano_cpus.is_some() && (cpu_quota.is_some() || cpu_period.is_some()) {
-        return Err(ApiError::bad(
-            "Conflicting options: Nano CPUs and CPU Period cannot both be set",
-        ));
+        return Err(ApiError::bad("Conflicting options: Nano CPUs and CPU Period cannot both be set"));
     }
     if cpu_period.is_some_and(|period| !PERIOD.contains(&period)) {
-        return Err(ApiError::bad("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)"));
+        return Err(ApiError::bad(
+            "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)",
+        ));
     }
     if cpu_quota.is_some_and(|quota| quota > 0 && quota < 1000) {
         return Err(ApiError::bad("CPU cfs quota can not be less than 1ms (i.e. 1000)"));
@@ -84,13 +99,13 @@ fn positive(host: &mut Fields, name: &str) -> Result<Option<u64>, ApiError> {
 fn swap(host: &mut Fields, memory: Option<u64>) -> Result<(), ApiError> {
     match host.take::<i64>("MemorySwap")? {
         0 | -1 => Ok(()),
-        _ if memory.is_none() => {
-            Err(ApiError::bad("You should always set the Memory limit when using Memoryswap limit, see usage"))
-        }
-        total if u64::try_from(total).ok() == memory => Ok(()),
-        total if u64::try_from(total).is_ok_and(|total| Some(total) < memory) => Err(ApiError::bad(
-            "Minimum memoryswap limit should be larger than memory limit, see usage",
+        _ if memory.is_none() => Err(ApiError::bad(
+            "You should always set the Memory limit when using Memoryswap limit, see usage",
         )),
+        total if u64::try_from(total).ok() == memory => Ok(()),
+        total if u64::try_from(total).is_ok_and(|total| Some(total) < memory) => {
+            Err(ApiError::bad("Minimum memoryswap limit should be larger than memory limit, see usage"))
+        }
         total => Err(ApiError::refused(
             &format!("--memory-swap {total}"),
             "a machine has memory of its own and no swap",
@@ -124,7 +139,8 @@ fn rate(host: &mut Fields, name: &str) -> Result<Option<u64>, ApiError> {
 pub fn ulimits(host: &mut Fields) -> Result<Vec<Ulimit>, ApiError> {
     let mut read = Vec::new();
     for mut entry in host.objects("Ulimits")? {
-        let limit = Ulimit { name: entry.take("Name")?, soft: entry.take("Soft")?, hard: entry.take("Hard")? };
+        let limit =
+            Ulimit { name: entry.take("Name")?, soft: entry.take("Soft")?, hard: entry.take("Hard")? };
         if !ULIMITS.contains(&limit.name.as_str()) {
             return Err(ApiError::bad(format!("invalid ulimit type: {}", limit.name)));
         }

@@ -87,8 +87,13 @@ fn bind(text: &str) -> Result<Mount, ApiError> {
     if kind == MountKind::Volume {
         volume_name(source)?;
     }
-    let mut mount =
-        Mount { kind, source: source.to_owned(), target: target.to_owned(), read_only: false, no_copy: false };
+    let mut mount = Mount {
+        kind,
+        source: source.to_owned(),
+        target: target.to_owned(),
+        read_only: false,
+        no_copy: false,
+    };
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option {
             "ro" => mount.read_only = true,
@@ -101,8 +106,9 @@ fn bind(text: &str) -> Result<Mount, ApiError> {
     }
     if kind == MountKind::Bind && !Path::new(source).exists() {
         // As Docker does for -v, and not for --mount.
-        std::fs::create_dir_all(source)
-            .map_err(|e| ApiError::internal(format!("error while creating mount source path '{source}': {e}")))?;
+        std::fs::create_dir_all(source).map_err(|e| {
+            ApiError::internal(format!("error while creating mount source path '{source}': {e}"))
+        })?;
     }
     Ok(mount)
 }
@@ -139,8 +145,9 @@ fn mount(entry: &mut Fields, config: &mut ContainerConfig) -> Result<(), ApiErro
                 if !create {
                     return Err(invalid(&format!("bind source path does not exist: {source}")));
                 }
-                std::fs::create_dir_all(&source)
-                    .map_err(|e| ApiError::internal(format!("error while creating mount source path '{source}': {e}")))?;
+                std::fs::create_dir_all(&source).map_err(|e| {
+                    ApiError::internal(format!("error while creating mount source path '{source}': {e}"))
+                })?;
             }
             config.mounts.push(Mount { kind: MountKind::Bind, source, target, read_only, no_copy: false });
         }
@@ -223,7 +230,9 @@ fn tmpfs(options: &mut Fields, read_only: bool) -> Result<String, ApiError> {
     for pair in options.take::<Vec<Vec<String>>>("Options")? {
         let word = pair.join("=");
         if !matches!(word.as_str(), "exec" | "noexec" | "suid" | "nosuid" | "dev" | "nodev") {
-            return Err(ApiError::bad(format!("invalid mount config for type \"tmpfs\": unknown option {word:?}")));
+            return Err(ApiError::bad(format!(
+                "invalid mount config for type \"tmpfs\": unknown option {word:?}"
+            )));
         }
         words.push(word);
     }
@@ -259,7 +268,8 @@ pub fn binds(config: &ContainerConfig) -> Option<Vec<String>> {
         let colon = if options.is_empty() { "" } else { ":" };
         format!("{}:{}{colon}{options}", mount.source, mount.target)
     };
-    let binds: Vec<String> = config.mounts.iter().filter(|mount| !mount.source.is_empty()).map(text).collect();
+    let binds: Vec<String> =
+        config.mounts.iter().filter(|mount| !mount.source.is_empty()).map(text).collect();
     (!binds.is_empty()).then_some(binds)
 }
 
@@ -309,10 +319,24 @@ mod tests {
         let mount = read("data:/data:ro,nocopy").unwrap();
         assert_eq!((mount.kind, mount.read_only, mount.no_copy), (MountKind::Volume, true, true));
         assert_eq!(read("/:/host:z").unwrap().kind, MountKind::Bind);
-        for bad in ["", "a", ":/x", "data:", "data:x", "data:/", "data:/x:foo", "a/b:/x", "data:/x:ro:rw", "data:/../x", "/:/x:nocopy"] {
+        for bad in [
+            "",
+            "a",
+            ":/x",
+            "data:",
+            "data:x",
+            "data:/",
+            "data:/x:foo",
+            "a/b:/x",
+            "data:/x:ro:rw",
+            "data:/../x",
+            "/:/x:nocopy",
+        ] {
             assert_eq!(read(bad).unwrap_err().status, 400, "{bad}");
         }
-        assert!(read("data:/x:rshared").unwrap_err().body.message.starts_with("bind propagation rshared cannot"));
+        assert!(
+            read("data:/x:rshared").unwrap_err().body.message.starts_with("bind propagation rshared cannot")
+        );
     }
 
     #[test]
@@ -322,12 +346,19 @@ mod tests {
             let mut fields = Fields::new(serde_json::from_str(json).unwrap());
             mount(&mut fields, &mut config).and_then(|()| fields.finish(&REFUSED)).map(|()| config)
         };
-        let config = read(r#"{"Type":"tmpfs","Target":"/t","TmpfsOptions":{"SizeBytes":4096,"Mode":448}}"#).unwrap();
+        let config =
+            read(r#"{"Type":"tmpfs","Target":"/t","TmpfsOptions":{"SizeBytes":4096,"Mode":448}}"#).unwrap();
         assert_eq!(config.tmpfs["/t"], "size=4096,mode=700");
         let config = read(r#"{"Type":"volume","Source":"v1","Target":"/t","VolumeOptions":{"NoCopy":true,"DriverConfig":{}}}"#).unwrap();
         assert!(config.mounts[0].no_copy);
         let missing = r#"{"Type":"bind","Source":"/does/not/exist","Target":"/t"}"#;
-        assert!(read(missing).unwrap_err().body.message.contains("bind source path does not exist: /does/not/exist"));
+        assert!(
+            read(missing)
+                .unwrap_err()
+                .body
+                .message
+                .contains("bind source path does not exist: /does/not/exist")
+        );
         for bad in [
             r#"{"Type":"bind","Source":"x","Target":"/t"}"#,
             r#"{"Type":"volume","Source":"x","Target":"t"}"#,

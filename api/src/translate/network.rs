@@ -29,7 +29,9 @@ pub fn mode(text: &str) -> Result<String, ApiError> {
             "each container is a machine with a network card of its own",
             "attach both containers to one network; they find each other by name",
         ),
-        _ if text.starts_with("ns:") => refused("a machine has no network namespace of the host", "leave it out"),
+        _ if text.starts_with("ns:") => {
+            refused("a machine has no network namespace of the host", "leave it out")
+        }
         name => Ok(name.to_owned()),
     }
 }
@@ -57,8 +59,15 @@ pub fn endpoint(fields: &mut Fields) -> Result<Endpoint, ApiError> {
     ipam.finish(&[])?;
     // What an answer of the server has and clients send back.
     fields.forget(&[
-        "NetworkID", "EndpointID", "Gateway", "IPAddress", "IPPrefixLen", "IPv6Gateway", "GlobalIPv6Address",
-        "GlobalIPv6PrefixLen", "DNSNames",
+        "NetworkID",
+        "EndpointID",
+        "Gateway",
+        "IPAddress",
+        "IPPrefixLen",
+        "IPv6Gateway",
+        "GlobalIPv6Address",
+        "GlobalIPv6PrefixLen",
+        "DNSNames",
     ]);
     let bad = |address: &str| ApiError::bad(format!("invalid address: {address}"));
     if !endpoint.ipv4.is_empty() && endpoint.ipv4.parse::<Ipv4Addr>().is_err() {
@@ -68,7 +77,8 @@ pub fn endpoint(fields: &mut Fields) -> Result<Endpoint, ApiError> {
         return Err(bad(&endpoint.ipv6));
     }
     let hex = |part: &str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
-    if !endpoint.mac.is_empty() && (endpoint.mac.split(':').count() != 6 || !endpoint.mac.split(':').all(hex)) {
+    if !endpoint.mac.is_empty() && (endpoint.mac.split(':').count() != 6 || !endpoint.mac.split(':').all(hex))
+    {
         return Err(bad(&endpoint.mac));
     }
     Ok(endpoint)
@@ -147,7 +157,10 @@ pub fn show(endpoint: &Endpoint, network: Option<&Network>, container: &Containe
 
 /// All endpoints of a container.
 #[must_use]
-pub fn endpoints(container: &Container, networks: &[Network]) -> std::collections::HashMap<String, EndpointSettings> {
+pub fn endpoints(
+    container: &Container,
+    networks: &[Network],
+) -> std::collections::HashMap<String, EndpointSettings> {
     let of = |endpoint: &Endpoint| networks.iter().find(|network| network.id == endpoint.network);
     container
         .config

@@ -89,8 +89,7 @@ pub fn map(bindings: &BTreeMap<String, Vec<PortBinding>>) -> PortMap {
 /// Ports as `NetworkSettings` shows them: what is passed on now, and what is only exposed.
 #[must_use]
 pub fn current(container: &Container) -> PortMap {
-    let mut ports: PortMap =
-        container.config.exposed_ports.iter().map(|port| (port.clone(), None)).collect();
+    let mut ports: PortMap = container.config.exposed_ports.iter().map(|port| (port.clone(), None)).collect();
     if container.state.status.is_running() {
         ports.extend(map(&container.config.port_bindings));
         return ports;
@@ -143,7 +142,10 @@ mod tests {
         assert_eq!(read["80/tcp"].len(), 2);
         assert_eq!(read["80/tcp"][0], PortBinding { host_ip: "127.0.0.1".into(), host_port: "8080".into() });
         assert_eq!(read["81/udp"], [PortBinding { host_ip: String::new(), host_port: String::new() }]);
-        for bad in [r#"{"PortBindings":{"80":[{"HostIp":"here"}]}}"#, r#"{"PortBindings":{"80":[{"HostPort":"9-8"}]}}"#] {
+        for bad in [
+            r#"{"PortBindings":{"80":[{"HostIp":"here"}]}}"#,
+            r#"{"PortBindings":{"80":[{"HostPort":"9-8"}]}}"#,
+        ] {
             assert!(bindings(&mut Fields::new(serde_json::from_str(bad).unwrap())).is_err(), "{bad}");
         }
     }

@@ -1,6 +1,7 @@
 //! Capabilities, privileges, system call filters, hidden paths.
 
-use engine::model::{ContainerConfig, Seccomp};
+use engine::model::ContainerConfig;
+use engine::seccomp::Seccomp;
 
 use crate::error::ApiError;
 use crate::fields::Fields;
@@ -10,11 +11,46 @@ const MAX_PROFILE: usize = 1 << 20;
 
 /// Linux's capabilities (capabilities(7)), without `CAP_`.
 const CAPABILITIES: [&str; 41] = [
-    "AUDIT_CONTROL", "AUDIT_READ", "AUDIT_WRITE", "BLOCK_SUSPEND", "BPF", "CHECKPOINT_RESTORE", "CHOWN",
-    "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "IPC_LOCK", "IPC_OWNER", "KILL", "LEASE",
-    "LINUX_IMMUTABLE", "MAC_ADMIN", "MAC_OVERRIDE", "MKNOD", "NET_ADMIN", "NET_BIND_SERVICE", "NET_BROADCAST",
-    "NET_RAW", "PERFMON", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYSLOG", "SYS_ADMIN", "SYS_BOOT", "SYS_CHROOT",
-    "SYS_MODULE", "SYS_NICE", "SYS_PACCT", "SYS_PTRACE", "SYS_RAWIO", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG",
+    "AUDIT_CONTROL",
+    "AUDIT_READ",
+    "AUDIT_WRITE",
+    "BLOCK_SUSPEND",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "KILL",
+    "LEASE",
+    "LINUX_IMMUTABLE",
+    "MAC_ADMIN",
+    "MAC_OVERRIDE",
+    "MKNOD",
+    "NET_ADMIN",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_RAW",
+    "PERFMON",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYSLOG",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_CHROOT",
+    "SYS_MODULE",
+    "SYS_NICE",
+    "SYS_PACCT",
+    "SYS_PTRACE",
+    "SYS_RAWIO",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
     "WAKE_ALARM",
 ];
 
@@ -48,7 +84,8 @@ fn capabilities(names: Vec<String>) -> Result<Vec<String>, ApiError> {
 
 fn security(option: &str, config: &mut ContainerConfig) -> Result<(), ApiError> {
     let (name, value) = option.split_once(['=', ':']).unwrap_or((option, ""));
-    let refused = |why: &str, next: &str| Err(ApiError::refused(&format!("--security-opt {option:.64}"), why, next));
+    let refused =
+        |why: &str, next: &str| Err(ApiError::refused(&format!("--security-opt {option:.64}"), why, next));
     match (name, value) {
         ("no-new-privileges", "" | "true") => config.no_new_privileges = true,
         ("no-new-privileges", "false") => config.no_new_privileges = false,
@@ -67,7 +104,10 @@ fn security(option: &str, config: &mut ContainerConfig) -> Result<(), ApiError> 
         // What these ask for is so: a guest's kernel has no security module that could confine or label.
         ("apparmor", "unconfined") | ("label", "disable") => {}
         ("apparmor" | "label", _) => {
-            return refused("a guest's kernel has no AppArmor and no SELinux", "leave it out: the wall is the machine");
+            return refused(
+                "a guest's kernel has no AppArmor and no SELinux",
+                "leave it out: the wall is the machine",
+            );
         }
         _ => return refused("there is no security option of that name", "use seccomp or no-new-privileges"),
     }

@@ -12,7 +12,8 @@ use crate::routes::Answer;
 
 const PAGE: &str = include_str!("viewer.html");
 /// The page runs its own script and speaks to its own server, nothing else.
-const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'";
+const POLICY: &str =
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'";
 
 pub fn routes() -> Router<App> {
     Router::new().route("/bulkhead/v1/docs", get(page))

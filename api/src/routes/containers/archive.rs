@@ -50,7 +50,10 @@ fn go_mode(mode: u32) -> u32 {
         _ => 0,
     };
     let bit = |mask: u32, bit: u32| if mode & mask == 0 { 0 } else { bit };
-    kind | (mode & 0o777) | bit(libc::S_ISUID, 1 << 23) | bit(libc::S_ISGID, 1 << 22) | bit(libc::S_ISVTX, 1 << 20)
+    kind | (mode & 0o777)
+        | bit(libc::S_ISUID, 1 << 23)
+        | bit(libc::S_ISGID, 1 << 22)
+        | bit(libc::S_ISVTX, 1 << 20)
 }
 
 fn header(stat: PathStat) -> Result<HeaderValue, ApiError> {
@@ -139,9 +142,13 @@ mod tests {
         ] {
             assert_eq!(go_mode(mode), go, "{mode:o}");
         }
-        let stat = PathStat { name: "a".into(), size: 1, mode: 0o100_600, modified: 0, link_target: String::new() };
+        let stat =
+            PathStat { name: "a".into(), size: 1, mode: 0o100_600, modified: 0, link_target: String::new() };
         let text = STANDARD.decode(header(stat).unwrap().as_bytes()).unwrap();
         let text: serde_json::Value = serde_json::from_slice(&text).unwrap();
-        assert_eq!(text, serde_json::json!({"name":"a","size":1,"mode":384,"mtime":"0001-01-01T00:00:00Z","linkTarget":""}));
+        assert_eq!(
+            text,
+            serde_json::json!({"name":"a","size":1,"mode":384,"mtime":"0001-01-01T00:00:00Z","linkTarget":""})
+        );
     }
 }

@@ -69,9 +69,9 @@ impl Wanted {
 fn attachable(engine: &Engine, id: &str) -> Result<Container, ApiError> {
     let container = engine.container(id)?;
     match container.state.status {
-        Status::Paused => Err(ApiError::conflict(format!(
-            "container {id} is paused, unpause the container before attach"
-        ))),
+        Status::Paused => {
+            Err(ApiError::conflict(format!("container {id} is paused, unpause the container before attach")))
+        }
         Status::Restarting => Err(ApiError::conflict(format!(
             "container {id} is restarting, wait until the container is running"
         ))),
@@ -91,7 +91,8 @@ async fn attach(
     let tty = container.config.tty;
     let past = if wanted.logs { Some(past(&app.engine, &container, wanted.streams).await?) } else { None };
     // Attached before the answer is sent: what is started after it is seen from its first byte.
-    let attached = if wanted.stream { Some(app.engine.attach(&container.id, wanted.streams).await?) } else { None };
+    let attached =
+        if wanted.stream { Some(app.engine.attach(&container.id, wanted.streams).await?) } else { None };
     let engine = app.engine.clone();
     Ok(hijack.answer(kind(tty, version), move |mut client| async move {
         if let Some(past) = past
@@ -127,7 +128,9 @@ async fn past(engine: &Engine, container: &Container, streams: Streams) -> Resul
             bytes.extend_from_slice(&frame(channel(line.stderr), &line.text));
         }
         if bytes.len() > MAX_PAST {
-            return Err(ApiError::bad(format!("attach with logs=1 repeats at most {MAX_PAST} bytes: use logs")));
+            return Err(ApiError::bad(format!(
+                "attach with logs=1 repeats at most {MAX_PAST} bytes: use logs"
+            )));
         }
     }
     Ok(bytes)

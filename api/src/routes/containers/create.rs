@@ -48,9 +48,7 @@ async fn create_one(State(app): State<App>, query: Query, body: JsonBody) -> Ans
 }
 
 async fn rename(State(app): State<App>, Path(id): Path<String>, query: Query) -> Answer {
-    let new = query
-        .text("name")
-        .ok_or_else(|| ApiError::bad("Neither old nor new names may be empty"))?;
+    let new = query.text("name").ok_or_else(|| ApiError::bad("Neither old nor new names may be empty"))?;
     app.engine.rename(&id, &name(new)?)?;
     Ok(body::empty(StatusCode::NO_CONTENT))
 }

@@ -87,7 +87,8 @@ async fn unpause(State(app): State<App>, Path(id): Path<String>) -> Answer {
 pub(in crate::routes) fn size(query: &Query) -> Result<Size, ApiError> {
     let number = |name: &str| -> Result<u16, ApiError> {
         let value = query.number(name)?.unwrap_or_default();
-        u16::try_from(value).map_err(|_| ApiError::bad(format!("{name}: {value} is not a number of characters")))
+        u16::try_from(value)
+            .map_err(|_| ApiError::bad(format!("{name}: {value} is not a number of characters")))
     };
     Ok(Size { rows: number("h")?, columns: number("w")? })
 }

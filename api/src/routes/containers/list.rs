@@ -17,8 +17,23 @@ use crate::routes::Answer;
 use crate::translate::{health, network, ports, summary};
 
 const KNOWN: [&str; 17] = [
-    "ancestor", "before", "exited", "expose", "health", "id", "isolation", "is-task", "label", "label!", "name", "network",
-    "publish", "since", "status", "volume", "annotation",
+    "ancestor",
+    "before",
+    "exited",
+    "expose",
+    "health",
+    "id",
+    "isolation",
+    "is-task",
+    "label",
+    "label!",
+    "name",
+    "network",
+    "publish",
+    "since",
+    "status",
+    "volume",
+    "annotation",
 ];
 
 pub fn routes() -> Router<App> {
@@ -27,7 +42,8 @@ pub fn routes() -> Router<App> {
 
 async fn list(State(app): State<App>, query: Query) -> Answer {
     let filters = query.filters(&KNOWN)?;
-    let limit = query.number("limit")?.and_then(|limit| usize::try_from(limit).ok()).filter(|&limit| limit > 0);
+    let limit =
+        query.number("limit")?.and_then(|limit| usize::try_from(limit).ok()).filter(|&limit| limit > 0);
     // A filter for what does not run, or a number, asks for all of them.
     let all = query.flag("all") || filters.has("status") || filters.has("exited") || limit.is_some();
     let networks = app.engine.networks()?;
@@ -162,7 +178,11 @@ mod tests {
                 image_id: "sha256:1".into(),
                 labels: [("tier".to_owned(), "front".to_owned())].into(),
                 exposed_ports: ["80/tcp".to_owned()].into(),
-                endpoints: [("bridge".to_owned(), Endpoint { network: "a".repeat(64), ..Endpoint::default() })].into(),
+                endpoints: [(
+                    "bridge".to_owned(),
+                    Endpoint { network: "a".repeat(64), ..Endpoint::default() },
+                )]
+                .into(),
                 ..ContainerConfig::default()
             },
             state: State {

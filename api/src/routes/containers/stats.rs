@@ -11,7 +11,8 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use bollard_stubs::models::{
     ContainerBlkioStatEntry, ContainerBlkioStats, ContainerCpuStats, ContainerCpuUsage, ContainerMemoryStats,
-    ContainerNetworkStats, ContainerPidsStats, ContainerStatsResponse, ContainerStorageStats, ContainerThrottlingData,
+    ContainerNetworkStats, ContainerPidsStats, ContainerStatsResponse, ContainerStorageStats,
+    ContainerThrottlingData,
 };
 use bytes::Bytes;
 use engine::model::Container;

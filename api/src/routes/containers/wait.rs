@@ -39,8 +39,9 @@ async fn finish(waiting: Waiting) -> Bytes {
     let response = match waiting.finish().await {
         Ok(outcome) => ContainerWaitResponse {
             status_code: i64::from(outcome.code),
-            error: (!outcome.error.is_empty())
-                .then(|| ContainerWaitExitError { message: Some(outcome.error) }),
+            error: Some(outcome.error)
+                .filter(|text| !text.is_empty())
+                .map(|text| ContainerWaitExitError { message: Some(text) }),
         },
         Err(error) => ContainerWaitResponse {
             status_code: i64::from(error.exit_code()),

@@ -22,7 +22,8 @@ pub fn routes() -> Router<App> {
 }
 
 async fn save_many(State(app): State<App>, query: Query) -> Answer {
-    let names: Vec<String> = query.all("names").flat_map(|names| names.split(',')).map(str::to_owned).collect();
+    let names: Vec<String> =
+        query.all("names").flat_map(|names| names.split(',')).map(str::to_owned).collect();
     if names.is_empty() {
         return Err(ApiError::bad("no image is named: names is empty"));
     }
@@ -52,7 +53,8 @@ pub async fn save(app: App, names: Vec<String>) -> Result<Response<Body>, ApiErr
         let name = names.first().map_or_else(|| id.to_string(), Reference::familiar);
         event(&app.engine, "save", &id.to_string(), &name);
     }
-    let archive = pipe::produced(move |out| app.engine.images().save(&found, out).map_err(std::io::Error::other));
+    let archive =
+        pipe::produced(move |out| app.engine.images().save(&found, out).map_err(std::io::Error::other));
     Ok(bytes("application/x-tar", archive))
 }
 
@@ -73,7 +75,12 @@ async fn load(State(app): State<App>, query: Query, body: Body) -> Answer {
                 None => format!("Loaded image ID: {id}\n"),
             };
             lines.text(&text);
-            event(&app.engine, "load", &id, &image.reference.map_or_else(|| id.clone(), |name| name.familiar()));
+            event(
+                &app.engine,
+                "load",
+                &id,
+                &image.reference.map_or_else(|| id.clone(), |name| name.familiar()),
+            );
         }
         Ok(())
     })

@@ -117,7 +117,8 @@ fn glob(pattern: &[u8], name: &[u8]) -> bool {
 /// # Errors
 /// There is no such image, or the name is none.
 pub async fn tag(app: App, name: String, query: &Query) -> Result<Response<Body>, ApiError> {
-    let repository = query.text("repo").ok_or_else(|| ApiError::bad("invalid reference format: repo is empty"))?;
+    let repository =
+        query.text("repo").ok_or_else(|| ApiError::bad("invalid reference format: repo is empty"))?;
     let target = reference(repository, query.text("tag"))?;
     blocking(move || {
         let image = app.engine.images().find(&name)?;
@@ -145,7 +146,9 @@ mod tests {
         ] {
             assert!(matches(pattern, name), "{pattern} {name}");
         }
-        for (pattern, name) in [("busy", "busybox:latest"), ("*", "a/b:1"), ("busybox:1", "busybox:2"), ("", "a")] {
+        for (pattern, name) in
+            [("busy", "busybox:latest"), ("*", "a/b:1"), ("busybox:1", "busybox:2"), ("", "a")]
+        {
             assert!(!matches(pattern, name), "{pattern} {name}");
         }
         let hostile = "*a".repeat(200);

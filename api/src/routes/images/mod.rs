@@ -82,9 +82,10 @@ pub fn reference(name: &str, tag: Option<&str>) -> Result<Reference, ApiError> {
         Some(tag) => {
             // A tag of its own wins over one in the name.
             let slash = name.rfind('/').map_or(0, |slash| slash + 1);
-            let bare = name.get(slash..).and_then(|last| last.split_once(':')).map_or(name, |(last, _)| {
-                name.get(..slash + last.len()).unwrap_or(name)
-            });
+            let bare = name
+                .get(slash..)
+                .and_then(|last| last.split_once(':'))
+                .map_or(name, |(last, _)| name.get(..slash + last.len()).unwrap_or(name));
             format!("{bare}:{tag}")
         }
     };
@@ -102,7 +103,8 @@ fn platform(query: &Query) -> Result<Platform, ApiError> {
     }
     let Some(text) = query.text("platform") else { return Ok(Platform::host()) };
     let text = if text.trim_start().starts_with('{') {
-        let wire: Wire = serde_json::from_str(text).map_err(|e| ApiError::bad(format!("invalid platform: {e}")))?;
+        let wire: Wire =
+            serde_json::from_str(text).map_err(|e| ApiError::bad(format!("invalid platform: {e}")))?;
         let slash = if wire.variant.is_empty() { "" } else { "/" };
         format!("{}/{}{slash}{}", wire.os, wire.architecture, wire.variant)
     } else {
@@ -123,13 +125,16 @@ fn registries(headers: &HeaderMap, name: &Reference) -> Result<Registries, ApiEr
         registrytoken: String,
     }
     let registries = Registries::default();
-    let Some(text) = headers.get("x-registry-auth").filter(|text| !text.is_empty()) else { return Ok(registries) };
+    let Some(text) = headers.get("x-registry-auth").filter(|text| !text.is_empty()) else {
+        return Ok(registries);
+    };
     let bad = || ApiError::bad("X-Registry-Auth is not base64 of a JSON object with credentials");
     if text.len() > MAX_AUTH {
         return Err(bad());
     }
     // URL-safe by the specification, with padding or without; some clients send the other alphabet.
-    let plain: String = text.to_str().map_err(|_| bad())?.trim_end_matches('=').replace('+', "-").replace('/', "_");
+    let plain: String =
+        text.to_str().map_err(|_| bad())?.trim_end_matches('=').replace('+', "-").replace('/', "_");
     let padded = format!("{plain}{}", "=".repeat((4 - plain.len() % 4) % 4));
     let json = URL_SAFE.decode(padded).map_err(|_| bad())?;
     if json.trim_ascii().is_empty() {
@@ -137,7 +142,8 @@ fn registries(headers: &HeaderMap, name: &Reference) -> Result<Registries, ApiEr
     }
     let mut auth: Auth = serde_json::from_slice(&json).map_err(|_| bad())?;
     if auth.username.is_empty() && !auth.auth.is_empty() {
-        let pair = STANDARD.decode(&auth.auth).ok().and_then(|pair| String::from_utf8(pair).ok()).ok_or_else(bad)?;
+        let pair =
+            STANDARD.decode(&auth.auth).ok().and_then(|pair| String::from_utf8(pair).ok()).ok_or_else(bad)?;
         let (user, password) = pair.split_once(':').ok_or_else(bad)?;
         (auth.username, auth.password) = (user.to_owned(), password.to_owned());
     }
@@ -198,7 +204,8 @@ mod tests {
         let name: Reference = "localhost:5000/a".parse().unwrap();
         let read = |text: &str| {
             let headers = HeaderMap::from_iter([("x-registry-auth".parse().unwrap(), text.parse().unwrap())]);
-            registries(&headers, &name).map(|registries| registries.credentials.get("localhost:5000").cloned())
+            registries(&headers, &name)
+                .map(|registries| registries.credentials.get("localhost:5000").cloned())
         };
         let json = r#"{"username":"me?>","password":"p?>?>"}"#;
         let want = Some(Credentials::Password { user: "me?>".into(), password: "p?>?>".into() });

@@ -30,7 +30,8 @@ async fn create(State(app): State<App>, query: Query, headers: HeaderMap, body: 
     if let Some(source) = query.text("fromSrc") {
         return import(app, source, &query, platform, body).await;
     }
-    let name = query.text("fromImage").ok_or_else(|| ApiError::bad("neither fromImage nor fromSrc is given"))?;
+    let name =
+        query.text("fromImage").ok_or_else(|| ApiError::bad("neither fromImage nor fromSrc is given"))?;
     if LOCAL.iter().any(|prefix| name.starts_with(prefix)) {
         let source: Source = name.parse()?;
         let name = name.to_owned();
@@ -38,12 +39,12 @@ async fn create(State(app): State<App>, query: Query, headers: HeaderMap, body: 
     }
     let reference = reference(name, query.text("tag"))?;
     let registries = registries(&headers, &reference)?;
-    progress::answer(move |lines| pull(&app.engine, reference, registries, &platform, lines)).await
+    progress::answer(move |lines| pull(&app.engine, &reference, registries, &platform, lines)).await
 }
 
 fn pull(
     engine: &Engine,
-    name: Reference,
+    name: &Reference,
     registries: Registries,
     platform: &Platform,
     lines: &Lines,
@@ -78,7 +79,13 @@ fn pull(
 }
 
 /// Makes an image of this host's files ready.
-fn local(engine: &Engine, name: &str, source: &Source, platform: &Platform, lines: &Lines) -> Result<(), ApiError> {
+fn local(
+    engine: &Engine,
+    name: &str,
+    source: &Source,
+    platform: &Platform,
+    lines: &Lines,
+) -> Result<(), ApiError> {
     let hear = |step: Event| {
         if let Some(line) = step.status_line() {
             lines.put(&line);
@@ -99,8 +106,12 @@ async fn import(app: App, source: &str, query: &Query, platform: Platform, body:
         ));
     }
     let name = query.text("repo").map(|repo| reference(repo, query.text("tag"))).transpose()?;
-    let changes: Result<Vec<Change>, _> =
-        query.all("changes").flat_map(str::lines).filter(|line| !line.trim().is_empty()).map(str::parse).collect();
+    let changes: Result<Vec<Change>, _> = query
+        .all("changes")
+        .flat_map(str::lines)
+        .filter(|line| !line.trim().is_empty())
+        .map(str::parse)
+        .collect();
     let options = ImportOptions {
         platform,
         changes: changes?,

@@ -15,7 +15,12 @@ use crate::query::Query;
 ///
 /// # Errors
 /// The name is none, or no image has it.
-pub async fn push(app: App, name: &str, query: &Query, headers: &HeaderMap) -> Result<Response<Body>, ApiError> {
+pub async fn push(
+    app: App,
+    name: &str,
+    query: &Query,
+    headers: &HeaderMap,
+) -> Result<Response<Body>, ApiError> {
     let target = reference(name, query.text("tag"))?;
     let registries = registries(headers, &target)?;
     progress::answer(move |lines| {

@@ -35,7 +35,8 @@ pub async fn remove(
 fn remove_one(engine: &Engine, name: &str, force: bool) -> Result<Removed, ApiError> {
     let store = engine.images();
     let image = store.find(name)?;
-    let names = store.images()?.into_iter().find(|summary| summary.id == image.id).map(|summary| summary.names);
+    let names =
+        store.images()?.into_iter().find(|summary| summary.id == image.id).map(|summary| summary.names);
     let names: Vec<Reference> = names.unwrap_or_default();
     let by_name = image.reference.filter(|reference| names.contains(reference));
     let last = names.len() <= 1;
