@@ -21,6 +21,8 @@ pub enum Command {
     Stop(Stop),
     /// Remove containers that do not run
     Rm(Rm),
+    /// Serve Docker's API, and Bulkhead's own, until it is told to end
+    Serve(Serve),
     /// Own one container: what the engine starts, not people
     #[command(hide = true)]
     Supervise {
@@ -108,4 +110,21 @@ pub struct Rm {
     /// Ids, or unambiguous beginnings of them
     #[arg(required = true, value_name = "CONTAINER")]
     pub containers: Vec<String>,
+}
+
+/// Options of `serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Where to listen: unix://PATH, tcp://HOST:PORT, or fd:// for sockets of a service manager; repeatable
+    #[arg(short = 'H', long, value_name = "ADDRESS")]
+    pub host: Vec<String>,
+    /// Group that may use the unix socket
+    #[arg(short = 'G', long, value_name = "GROUP")]
+    pub group: Option<String>,
+    /// Directory with ca.pem, cert.pem and key.pem: clients on TCP must show a certificate of this authority
+    #[arg(long, value_name = "DIR")]
+    pub tls: Option<std::path::PathBuf>,
+    /// File with the token that clients on TCP must show
+    #[arg(long, value_name = "FILE")]
+    pub token: Option<std::path::PathBuf>,
 }

@@ -3,6 +3,7 @@
 //! `make test` sets `BULKHEAD` (the command line's binary), `BULKHEAD_KERNEL_UML` and `BULKHEAD_KERNEL_KVM`. Without them, every test says
 //! `skipped:` and why.
 
+pub mod daemon;
 pub mod guest;
 pub mod image;
 
@@ -93,9 +94,9 @@ impl Bulkhead {
 
     /// Fails if a container, a process or a half-written file is left.
     pub fn assert_nothing_left(&self) {
-        let containers: Vec<_> = fs::read_dir(self.root.path().join("containers"))
-            .map(|entries| entries.map(|e| e.unwrap().path()).filter(|p| !p.ends_with(".lock")).collect())
-            .unwrap_or_default();
+        let entries = ["containers", "run"].map(|name| fs::read_dir(self.root.path().join(name)));
+        let entries = entries.into_iter().flatten().flatten().map(|entry| entry.unwrap().path());
+        let containers: Vec<_> = entries.filter(|path| !path.ends_with(".lock")).collect();
         assert!(containers.is_empty(), "containers left: {containers:?}");
         let needle = self.root.path().to_string_lossy().into_owned();
         for _ in 0..50 {

@@ -251,3 +251,40 @@ async fn a_supervisor_that_is_killed_is_told_as_it_is() {
     engine.remove(&id, true, false).await.unwrap();
     setup.bulkhead.assert_nothing_left();
 }
+
+#[tokio::test]
+async fn a_daemon_starts_again_what_is_meant_to_run() {
+    let Some(setup) = Setup::new() else { return };
+    let engine = &setup.engine;
+    let script = "sleep 100";
+    let always = ContainerConfig { restart: RestartPolicy::Always, ..setup.shell(script) };
+    let unless = ContainerConfig { restart: RestartPolicy::UnlessStopped, ..setup.shell(script) };
+    let (always, unless, no) =
+        (setup.create(always).await, setup.create(unless).await, setup.create(setup.shell(script)).await);
+    for id in [&always, &unless, &no] {
+        engine.start(id).await.unwrap();
+        let machine = engine.container(id).unwrap().state.machine.unwrap();
+        let kill = |pid: u32| std::process::Command::new("kill").args(["-9", &pid.to_string()]).status();
+        kill(machine.supervisor).unwrap();
+    }
+    let running = |id: &String| engine.container(id).unwrap().state.status == Status::Running;
+    // The kernel takes a moment to bury them and let go of their locks.
+    for _ in 0..500 {
+        assert!(engine.look_after().await.unwrap().is_empty());
+        if running(&always) && running(&unless) && !running(&no) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(running(&always) && running(&unless) && !running(&no));
+    for id in [&always, &unless] {
+        engine.stop(id, Some(9), None).await.unwrap();
+    }
+    assert!(engine.look_after().await.unwrap().is_empty() && !running(&always) && !running(&unless));
+    assert!(engine.recover().await.unwrap().is_empty());
+    assert!(running(&always) && !running(&unless), "a person's stop counts for unless-stopped only");
+    for id in [&always, &unless, &no] {
+        engine.remove(id, true, false).await.unwrap();
+    }
+    setup.bulkhead.assert_nothing_left();
+}

@@ -65,7 +65,7 @@ fn unknown_flags_and_bad_values() {
     let ran = bulkhead.ran(&["run", "--rm", "--accel", "xen", &image, "true"]);
     assert_error(&bulkhead, &ran, 125, "--accel xen", "no accelerator");
     let ran = bulkhead.ran(&["rm", "0123456789ab"]);
-    assert_error(&bulkhead, &ran, 125, "no container", "none");
+    assert_error(&bulkhead, &ran, 125, "No such container", "none");
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod doctor;
 mod ps;
 mod rm;
 mod run;
+mod serve;
 mod stop;
 
 use engine::EngineError;
@@ -21,6 +22,7 @@ pub fn execute(command: Command) -> Result<u8, EngineError> {
         Command::Ps(args) => ps::execute(&paths, &args),
         Command::Stop(args) => stop::execute(&paths, &args),
         Command::Rm(args) => rm::execute(&paths, &args),
+        Command::Serve(args) => serve::execute(paths, &args),
         Command::Supervise { id } => engine::supervisor::supervise(paths, &id).map(|()| 0),
         Command::Doctor => Ok(doctor::execute(&paths)),
         Command::Accelerator => {

@@ -9,6 +9,7 @@ mod lifecycle;
 mod list;
 mod logs;
 mod networks;
+mod recover;
 mod remove;
 mod update;
 mod volumes;

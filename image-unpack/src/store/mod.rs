@@ -47,7 +47,7 @@ use crate::registry::Registries;
 const VERSION: &[u8] = b"bulkhead image store 1\n";
 
 /// An image store. Cheap to open; any number of processes and threads may use one directory.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
     limits: Limits,

@@ -1,0 +1,55 @@
+//! `containers/{id}/wait`: answers when a container has come to an end. The status and the headers are sent at once: `docker run`
+//! waits for them before it starts the container, so that it misses no end.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::routing::post;
+use bollard_stubs::models::{ContainerWaitExitError, ContainerWaitResponse};
+use bytes::Bytes;
+use engine::{Until, Waiting};
+
+use crate::App;
+use crate::body;
+use crate::error::ApiError;
+use crate::query::Query;
+use crate::routes::Answer;
+
+pub fn routes() -> Router<App> {
+    Router::new().route("/containers/{id}/wait", post(wait))
+}
+
+fn until(condition: Option<&str>) -> Result<Until, ApiError> {
+    match condition {
+        None | Some("not-running") => Ok(Until::NotRunning),
+        Some("next-exit") => Ok(Until::NextExit),
+        Some("removed") => Ok(Until::Removed),
+        Some(other) => Err(ApiError::bad(format!("invalid condition: \"{other}\""))),
+    }
+}
+
+async fn wait(State(app): State<App>, Path(id): Path<String>, query: Query) -> Answer {
+    let waiting = app.engine.wait(&id, until(query.text("condition"))?).await?;
+    let end = futures_util::stream::once(async move { Ok::<_, std::io::Error>(finish(waiting).await) });
+    Ok(body::with_type(StatusCode::OK, "application/json", Body::from_stream(end)))
+}
+
+async fn finish(waiting: Waiting) -> Bytes {
+    let response = match waiting.finish().await {
+        Ok(outcome) => ContainerWaitResponse {
+            status_code: i64::from(outcome.code),
+            error: Some(outcome.error)
+                .filter(|text| !text.is_empty())
+                .map(|text| ContainerWaitExitError { message: Some(text) }),
+        },
+        Err(error) => ContainerWaitResponse {
+            status_code: i64::from(error.exit_code()),
+            error: Some(ContainerWaitExitError { message: Some(ApiError::from(error).body.message) }),
+        },
+    };
+    // Numbers and texts only: this cannot fail.
+    let mut line = serde_json::to_vec(&response).unwrap_or_default();
+    line.push(b'\n');
+    line.into()
+}

@@ -1,0 +1,57 @@
+//! `bulkhead serve`: the daemon, for Docker's clients and for those who want one place for everything.
+
+use std::path::Path;
+
+use api::server::{Address, ServeError, TlsFiles};
+use engine::paths::Paths;
+use engine::{Engine, EngineError};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::Serve;
+
+pub fn execute(paths: Paths, args: &Serve) -> Result<u8, EngineError> {
+    let options = options(args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(EngineError::io("starting the daemon"))?;
+    runtime.block_on(async {
+        // Before the sockets are open, so that nobody's signal finds the default action.
+        let mut terminate = signal(SignalKind::terminate()).map_err(EngineError::io("blocking signals"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(EngineError::io("blocking signals"))?;
+        let engine = Engine::open(paths)?;
+        let listeners = options.bind().await.map_err(refused)?;
+        let end = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        api::serve(engine, listeners, end).await.map_err(refused)
+    })?;
+    Ok(0)
+}
+
+fn options(args: &Serve) -> Result<api::Options, EngineError> {
+    let addresses = args.host.iter().map(|text| text.parse::<Address>()).collect::<Result<_, _>>();
+    let in_directory = |directory: &Path| TlsFiles {
+        authority: directory.join("ca.pem"),
+        certificate: directory.join("cert.pem"),
+        key: directory.join("key.pem"),
+    };
+    Ok(api::Options {
+        addresses: addresses.map_err(refused)?,
+        group: args.group.clone(),
+        tls: args.tls.as_deref().map(in_directory),
+        token: args.token.clone(),
+    })
+}
+
+#[allow(clippy::needless_pass_by_value)] // it is given to `map_err`
+fn refused(error: ServeError) -> EngineError {
+    EngineError::Option {
+        option: "serve".to_owned(),
+        why: error.to_string(),
+        next: "bulkhead serve --help".to_owned(),
+    }
+}
