@@ -307,7 +307,7 @@ fn a_limited_disk_goes_on_by_its_timer_and_at_once_when_the_limit_is_lifted() {
         Command::LimitDisk(RateLimit { bytes: Some(Bucket { per_second, burst: 1024 }), operations: None })
     };
     let mut driver = Driver::new();
-    block.command(&limit(20_480), &driver.interrupts).unwrap();
+    block.command(&limit(2048), &driver.interrupts).unwrap();
     header(&driver, 0, 0);
     driver.descriptor(0, (HEADER, 16, NEXT, 1));
     driver.descriptor(1, (DATA, 512, NEXT | WRITE, 2));
