@@ -36,7 +36,8 @@ impl JsonBody {
     /// # Errors
     /// It is not a JSON object.
     pub fn fields(&self) -> Result<Fields, ApiError> {
-        Ok(Fields::new(self.read()?))
+        // As Go reads it, null changes nothing.
+        Ok(Fields::new(self.read::<Option<_>>()?.unwrap_or_default()))
     }
 
     /// Nothing was sent.
