@@ -85,6 +85,14 @@ pub fn json_with(status: StatusCode, value: &impl Serialize) -> Result<Response<
     Ok(with_type(status, "application/json", Body::from(bytes)))
 }
 
+/// 201, with the id of what was made. (The type that the models have for it writes the name in small letters, which only Go forgives.)
+///
+/// # Errors
+/// It cannot be written as JSON.
+pub fn made(id: &str) -> Result<Response<Body>, ApiError> {
+    json_with(StatusCode::CREATED, &serde_json::json!({ "Id": id }))
+}
+
 /// An answer without a body.
 #[must_use]
 pub fn empty(status: StatusCode) -> Response<Body> {
