@@ -36,7 +36,8 @@ impl JsonBody {
     /// # Errors
     /// It is not a JSON object.
     pub fn fields(&self) -> Result<Fields, ApiError> {
-        Ok(Fields::new(self.read()?))
+        // As Go reads it, null changes nothing.
+        Ok(Fields::new(self.read::<Option<_>>()?.unwrap_or_default()))
     }
 
     /// Nothing was sent.
@@ -82,6 +83,14 @@ pub fn json_with(status: StatusCode, value: &impl Serialize) -> Result<Response<
         serde_json::to_vec(value).map_err(|e| ApiError::internal(format!("writing JSON: {e}")))?;
     bytes.push(b'\n');
     Ok(with_type(status, "application/json", Body::from(bytes)))
+}
+
+/// 201, with the id of what was made. (The type that the models have for it writes the name in small letters, which only Go forgives.)
+///
+/// # Errors
+/// It cannot be written as JSON.
+pub fn made(id: &str) -> Result<Response<Body>, ApiError> {
+    json_with(StatusCode::CREATED, &serde_json::json!({ "Id": id }))
 }
 
 /// An answer without a body.

@@ -136,7 +136,7 @@ fn words(error: &EngineError) -> (StatusCode, String) {
     use EngineError as E;
     match error {
         E::NoContainer(name) => (StatusCode::NOT_FOUND, format!("No such container: {name}")),
-        E::NoImage(name) => (StatusCode::NOT_FOUND, format!("No such image: {name}")),
+        E::NoImage(name) => (StatusCode::NOT_FOUND, format!("No such image: {}", with_tag(name))),
         E::NoExec(id) => (StatusCode::NOT_FOUND, format!("No such exec instance: {id}")),
         E::NoVolume(name) => (StatusCode::NOT_FOUND, format!("get {name}: no such volume")),
         E::NoNetwork(name) => (StatusCode::NOT_FOUND, format!("network {name} not found")),

@@ -39,7 +39,7 @@ impl Channel {
     }
 }
 
-/// Writes one frame. What is longer than a header can say is cut into several.
+/// Writes one frame; none for no bytes, several for very many.
 #[must_use]
 pub fn frame(channel: Channel, bytes: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(HEADER + bytes.len());
@@ -95,9 +95,13 @@ mod tests {
 
     #[tokio::test]
     async fn frames_are_read_as_they_were_written() {
-        let wire =
-            [frame(Channel::Stdout, b"out"), frame(Channel::Stderr, b""), frame(Channel::System, b"!")]
-                .concat();
+        let wire = [
+            frame(Channel::Stdout, b"out"),
+            frame(Channel::Stderr, b"err"),
+            frame(Channel::Stderr, b""),
+            frame(Channel::System, b"!"),
+        ]
+        .concat();
         assert_eq!(&wire[..11], b"\x01\0\0\0\0\0\0\x03out");
         // Byte by byte, as a slow connection delivers.
         let (mut feed, reader) = tokio::io::duplex(1);
@@ -106,7 +110,7 @@ mod tests {
         });
         let mut frames = FrameReader::new(reader);
         assert_eq!(frames.next().await.unwrap(), Some((Channel::Stdout, Bytes::from_static(b"out"))));
-        assert_eq!(frames.next().await.unwrap(), Some((Channel::Stderr, Bytes::new())));
+        assert_eq!(frames.next().await.unwrap(), Some((Channel::Stderr, Bytes::from_static(b"err"))));
         assert_eq!(frames.next().await.unwrap(), Some((Channel::System, Bytes::from_static(b"!"))));
         assert_eq!(frames.next().await.unwrap(), None);
         writer.await.unwrap();

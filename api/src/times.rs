@@ -49,7 +49,7 @@ fn seconds(text: &str) -> Option<i64> {
         return None;
     }
     let fraction: i64 = format!("{fraction:0<9}").parse().ok()?;
-    whole.checked_mul(SECOND)?.checked_add(if whole < 0 { -fraction } else { fraction })
+    Some(whole.saturating_mul(SECOND).saturating_add(if whole < 0 { -fraction } else { fraction }))
 }
 
 /// A span of time as `ps` tells it: "5 minutes", "About an hour", in Docker's steps.
@@ -112,6 +112,7 @@ mod tests {
             ("", 0),
             ("0", 0),
             ("1700000000", 1_700_000_000_000_000_000),
+            ("9999999999999", i64::MAX),
             ("1700000000.5", 1_700_000_000_500_000_000),
             ("1700000000.000000001", 1_700_000_000_000_000_001),
             ("2023-11-14T22:13:20Z", 1_700_000_000_000_000_000),

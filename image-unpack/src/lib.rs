@@ -28,6 +28,7 @@
 //! import(impl Read + Send, &ImportOptions) -> Image              POST /images/create?fromSrc=
 //! commit(Option<Digest>, Option<Box<dyn Read + Send>>, &CommitOptions) -> Image
 //!                                                                POST /commit: base, layer tar (as `diff` gives it), config
+//! Registries::look(&Reference) -> Found                          GET /distribution/{}/json
 //! verify() -> Vec<Digest>                                        damaged blobs, removed
 //! Change: FromStr                                                `--change`, in a Dockerfile's words
 //! DockerConfig::{of_user, at, get, set, remove}                  login and logout
@@ -77,7 +78,7 @@ pub use manifest::Platform;
 pub use oci_spec;
 pub use progress::{Event, Progress, ProgressDetail, Quiet, StatusLine};
 pub use reference::{Reference, Source};
-pub use registry::{Credentials, DockerConfig, Registries};
+pub use registry::{Credentials, DockerConfig, Found, Registries};
 pub use store::{
     CommitOptions, DiskUsage, HistoryEntry, Image, ImageUsage, ImportOptions, Inspect, LayerUsage,
     ManifestDescriptor, Metadata, Removed, RootFs, Store, Summary, Usage,

@@ -182,6 +182,18 @@ pub(crate) struct Index {
     pub manifests: Vec<Descriptor>,
 }
 
+impl Index {
+    /// The platforms that it has images for, as far as it says.
+    pub(crate) fn platforms(&self) -> impl Iterator<Item = Platform> {
+        let images = self.manifests.iter().filter(|d| !d.is_attestation());
+        images.filter_map(|d| d.platform.clone()).map(|p| Platform {
+            os: p.os,
+            architecture: p.architecture,
+            variant: p.variant,
+        })
+    }
+}
+
 /// An image manifest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -89,9 +89,9 @@ box.reload()
 check("pause", box.status, "paused")
 box.unpause()
 box.rename("case")
-box.update(mem_limit="80m", memswap_limit="80m")
+box.update(mem_limit="48m", memswap_limit="48m")
 box.reload()
-check("rename and update", (box.name, box.attrs["HostConfig"]["Memory"]), ("case", 80 << 20))
+check("rename and update", (box.name, box.attrs["HostConfig"]["Memory"]), ("case", 48 << 20))
 
 tar = io.BytesIO()
 with tarfile.open(fileobj=tar, mode="w") as writer:

@@ -393,6 +393,12 @@ fn images_are_pulled_and_pushed() {
         pushed.contains("The push refers to repository") && pushed.contains("v1: digest: sha256:"),
         "{pushed}"
     );
+    // What the registry has under the name, without pulling it; docker's command line has no verb for that.
+    let url = format!("http://x/distribution/{name}/json");
+    let asked = Command::new("curl").args(["-sS", "--unix-socket"]).arg(daemon.socket()).arg(url).output().unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&asked.stdout).unwrap();
+    assert!(pushed.contains(told["Descriptor"]["digest"].as_str().unwrap()), "{told}");
+    assert_eq!(told["Platforms"][0]["architecture"], "amd64", "{told}");
     let _ = daemon.ok(&["rmi", &name]);
     let _ = daemon.ok(&["rmi", "busybox"]);
     // `run` pulls what is missing.

@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::extract::{FromRequest as _, Path, Request, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
-use bollard_stubs::models::{ExecInspectResponse, IdResponse, ProcessConfig};
+use bollard_stubs::models::{ExecInspectResponse, ProcessConfig};
 use engine::model::{Exec, ExecConfig, Size};
 use engine::{Engine, EngineError};
 use hyper::upgrade::OnUpgrade;
@@ -15,7 +15,7 @@ use tokio::io::AsyncWriteExt as _;
 use super::Answer;
 use super::containers::{kind, size};
 use crate::App;
-use crate::body::{self, JsonBody, json, json_with};
+use crate::body::{self, JsonBody, json};
 use crate::detach::DetachKeys;
 use crate::error::ApiError;
 use crate::fields::{Fields, Refusal};
@@ -52,8 +52,8 @@ fn config(mut body: Fields) -> Result<ExecConfig, ApiError> {
         stderr: body.take("AttachStderr")?,
         detach_keys: body.text("DetachKeys")?,
     };
-    // The start says both again, and what counts then is what it says.
-    body.forget(&["ConsoleSize", "Detach"]);
+    // The start says size and detaching again, and what counts then is what it says; some clients repeat the path.
+    body.forget(&["ConsoleSize", "Detach", "Container"]);
     body.finish(&REFUSED)?;
     if config.cmd.is_empty() {
         return Err(ApiError::bad("No exec command specified"));
@@ -74,7 +74,7 @@ async fn create(State(app): State<App>, Path(id): Path<String>, body: JsonBody) 
         }
         other => other.map_err(ApiError::from),
     }?;
-    json_with(StatusCode::CREATED, &IdResponse { id })
+    body::made(&id)
 }
 
 /// `[height, width]` of a terminal; `[0, 0]` is none.

@@ -53,6 +53,8 @@ pub fn container(mut body: Fields, engine: &Engine) -> Result<ContainerConfig, A
     let mut networking = body.object("NetworkingConfig")?;
     config.image = body.text("Image")?.ok_or_else(|| ApiError::bad("no image specified"))?;
     process(&mut body, &mut config)?;
+    // Parameters of the address, which some clients send in the body as well.
+    body.forget(&["name", "platform"]);
     body.finish(&REFUSED)?;
     host_config::read(&mut host, &mut config, engine)?;
     host.finish(&REFUSED)?;

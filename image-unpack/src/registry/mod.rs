@@ -2,6 +2,7 @@
 
 mod client;
 mod credentials;
+mod look;
 mod pull;
 mod push;
 
@@ -19,6 +20,7 @@ use crate::progress::Quiet;
 use crate::reference::Reference;
 
 pub use credentials::{Credentials, DockerConfig};
+pub use look::Found;
 pub(crate) use pull::Remote;
 pub(crate) use push::{Outcome, Target};
 

@@ -104,6 +104,19 @@ impl<'a> Remote<'a> {
         Ok((Descriptor::new(&media_type, found, length), bytes))
     }
 
+    /// The manifest or index that the reference names, and the document that `next` finds in it.
+    pub(super) fn look(
+        &self,
+        limits: &Limits,
+        next: &dyn Fn(&[u8]) -> Result<Option<Descriptor>>,
+    ) -> Result<(Descriptor, Vec<u8>, Option<Vec<u8>>)> {
+        self.first(|client| {
+            let (descriptor, bytes) = self.start(client, limits)?;
+            let next = next(&bytes)?.map(|next| self.document(client, &next, limits)).transpose()?;
+            Ok((descriptor, bytes, next))
+        })
+    }
+
     /// Tells a missing tag from a missing repository.
     fn missing(&self, client: &Client, _limits: &Limits) -> Error {
         #[derive(Deserialize)]

@@ -2,14 +2,12 @@
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::routing::post;
-use bollard_stubs::models::IdResponse;
 use engine::CommitOptions;
 use serde_json::{Map, Value};
 
 use crate::App;
-use crate::body::{JsonBody, json_with};
+use crate::body::{JsonBody, made};
 use crate::error::ApiError;
 use crate::query::Query;
 use crate::routes::{Answer, images};
@@ -33,5 +31,5 @@ async fn commit(State(app): State<App>, query: Query, body: JsonBody) -> Answer 
         pause: query.flag_or("pause", true),
     };
     let id = app.engine.commit(id, options).await?;
-    json_with(StatusCode::CREATED, &IdResponse { id })
+    made(&id)
 }

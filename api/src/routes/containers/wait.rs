@@ -30,17 +30,19 @@ fn until(condition: Option<&str>) -> Result<Until, ApiError> {
 }
 
 async fn wait(State(app): State<App>, Path(id): Path<String>, query: Query) -> Answer {
-    let waiting = app.engine.wait(&id, until(query.text("condition"))?).await?;
-    let end = futures_util::stream::once(async move { Ok::<_, std::io::Error>(finish(waiting).await) });
+    let until = until(query.text("condition"))?;
+    let waiting = app.engine.wait(&id, until).await?;
+    let end = futures_util::stream::once(async move { Ok::<_, std::io::Error>(finish(waiting, until).await) });
     Ok(body::with_type(StatusCode::OK, "application/json", Body::from_stream(end)))
 }
 
-async fn finish(waiting: Waiting) -> Bytes {
+async fn finish(waiting: Waiting, until: Until) -> Bytes {
     let response = match waiting.finish().await {
         Ok(outcome) => ContainerWaitResponse {
             status_code: i64::from(outcome.code),
             error: Some(outcome.error)
-                .filter(|text| !text.is_empty())
+                // Who waits for the removal is told why that failed, not why the container did.
+                .filter(|text| !text.is_empty() && until != Until::Removed)
                 .map(|text| ContainerWaitExitError { message: Some(text) }),
         },
         Err(error) => ContainerWaitResponse {

@@ -114,7 +114,10 @@ fn platform(query: &Query) -> Result<Platform, ApiError> {
 }
 
 /// How registries are reached for one request: with the credentials of its `X-Registry-Auth`, for the registry of `name`.
-fn registries(headers: &HeaderMap, name: &Reference) -> Result<Registries, ApiError> {
+///
+/// # Errors
+/// The header is malformed.
+pub fn registries(headers: &HeaderMap, name: &Reference) -> Result<Registries, ApiError> {
     #[derive(Deserialize, Default)]
     #[serde(default)]
     struct Auth {
