@@ -14,7 +14,9 @@ use std::os::fd::RawFd;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use virtio_queue::QueueT;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
+
+use crate::memory::GuestMemoryMmap;
 
 use self::statistics::Statistics;
 use super::chain::{Request, answer, next_request};
