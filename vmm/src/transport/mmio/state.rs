@@ -182,3 +182,105 @@ fn rebuild(saved: &MmioState, state: &State) -> Result<Vec<Queue>, &'static str>
     });
     rebuilt.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+    use vm_memory::GuestAddress;
+    use vmm_sys_util::eventfd::EventFd;
+
+    use super::*;
+    use crate::config::{BalloonConfig, Fd, NetBackend, NetConfig, RateLimit};
+    use crate::console::ConsoleRing;
+    use crate::memory::GuestMemoryMmap;
+    use crate::virtio::VirtioDevice;
+    use crate::virtio::balloon::Balloon;
+    use crate::virtio::console::Console;
+    use crate::virtio::net::Net;
+    use crate::virtio::rng::Rng;
+    use crate::virtio::vsock::Vsock;
+
+    fn plugged(device: Box<dyn VirtioDevice>) -> MmioDevice {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        MmioDevice::new(device, memory, EventFd::new(0).unwrap()).unwrap()
+    }
+
+    fn all() -> Vec<MmioDevice> {
+        let net = NetConfig {
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            backend: NetBackend::Socket { socket: Fd(0), headers: false },
+            check_source: true,
+            receive: RateLimit::default(),
+            send: RateLimit::default(),
+        };
+        let balloon = BalloonConfig { target_mib: 1, deflate_on_oom: false, free_page_reporting: false };
+        let devices: Vec<Box<dyn VirtioDevice>> = vec![
+            Box::new(Rng::new().unwrap()),
+            Box::new(Console::new(ConsoleRing::default()).unwrap()),
+            Box::new(Balloon::new(&balloon, 64).unwrap()),
+            Box::new(Vsock::new(3, None, []).unwrap()),
+            Box::new(Net::new(0, &net, UnixDatagram::pair().unwrap().0.into()).unwrap()),
+        ];
+        devices.into_iter().map(plugged).collect()
+    }
+
+    /// A driver that has got as far as using queue 0.
+    fn running(device: &MmioDevice) -> MmioState {
+        let mut state = device.save().unwrap();
+        state.status = 15;
+        state.accepted = 1 << VIRTIO_F_VERSION_1;
+        state.interrupt_status = 1;
+        let queue = &mut state.queues[0];
+        (queue.ready, queue.size, queue.next_available, queue.next_used) = (true, 8, 5, 4);
+        (queue.descriptors, queue.available, queue.used) = (0x1000, 0x2000, 0x3000);
+        state
+    }
+
+    #[test]
+    fn every_device_goes_on_in_another_process() {
+        for (one, other) in all().iter().zip(all()) {
+            let state = running(one);
+            other.restore(&state).unwrap_or_else(|error| panic!("{}: {error}", one.name()));
+            assert!(other.is_active());
+            let again = other.save().unwrap();
+            assert_eq!(again.queues, state.queues, "{}", one.name());
+            assert_eq!((again.status, again.accepted), (15, state.accepted));
+            // What may have been on its way is repeated.
+            assert_eq!(other.notify[0].read().unwrap(), 1);
+            assert_eq!(other.line.irq.read().unwrap(), 1);
+        }
+    }
+
+    #[test]
+    fn states_that_no_driver_can_reach_are_refused() {
+        type Change = fn(&mut MmioState);
+        let changes: [(&str, Change); 9] = [
+            ("another type", |state| state.kind = 99),
+            ("number of queues", |state| state.queues.truncate(0)),
+            ("a status that does not exist", |state| state.status = 0x1ff),
+            ("features", |state| state.accepted = u64::MAX),
+            ("a queue outside guest memory", |state| state.queues[0].used = 0x10_0000 - 4),
+            ("a queue outside guest memory", |state| state.queues[0].descriptors = u64::MAX & !0xf),
+            ("a queue that cannot be", |state| state.queues[0].size = 7),
+            ("a queue that cannot be", |state| state.queues[0].available = 1),
+            ("too large", |state| state.device = vec![0; MAX_DEVICE_STATE + 1]),
+        ];
+        for (what, change) in changes {
+            for device in all() {
+                let mut state = running(&device);
+                change(&mut state);
+                let error = device.restore(&state).unwrap_err().to_string();
+                assert!(error.contains(what), "{what}: {error}");
+                assert!(!device.is_active());
+            }
+        }
+        for device in all() {
+            let mut state = running(&device);
+            state.device.push(7);
+            assert!(device.restore(&state).is_err(), "{}", device.name());
+        }
+    }
+}
