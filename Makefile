@@ -10,7 +10,7 @@ BUILD_PACKAGES := bc bison busybox-static ca-certificates cpio curl e2fsprogs fl
 TEST_PACKAGES := $(BUILD_PACKAGES) apache2-utils debootstrap docker-registry erofs-utils expect iproute2 openssl procps skopeo strace umoci util-linux
 BENCH_PACKAGES := $(TEST_PACKAGES) containerd podman python3 runc
 
-.PHONY: help setup setup-test setup-bench build kernel-uml kernel-kvm demo test bench bench-image fuzz lint fmt install clean
+.PHONY: help setup setup-test setup-bench build kernel-uml kernel-kvm demo test bench bench-image bench-vmm fuzz lint fmt install clean
 
 help: ## Show the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -49,6 +49,9 @@ bench-image: setup-bench ## Time making an image ready beside podman, containerd
 fuzz: setup ## Run the fuzzers, FUZZ_SECONDS each (60), beginning with the kept corpus
 	@image-unpack/fuzz/run.sh
 	@vmm/fuzz/run.sh
+
+bench-vmm: setup-bench kernel-uml ## Time start, pause, snapshot and restore of machines beside Firecracker's published figures
+	@BULKHEAD_KERNEL_UML=$$(guest-kernel/build.sh uml --print-path) cargo bench --locked -p vmm --bench vmm
 
 lint: ## Check formatting and run clippy
 	@cargo fmt --all --check

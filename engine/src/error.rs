@@ -175,9 +175,12 @@ pub enum EngineError {
 fn ended(reason: ExitReason) -> &'static str {
     match reason {
         ExitReason::Shutdown => "shut down by itself",
+        ExitReason::Reset => "reset itself",
         ExitReason::Killed => "was killed",
         ExitReason::Panic => "ended in a kernel panic",
         ExitReason::TripleFault => "ended in a triple fault",
+        ExitReason::OutOfMemory => "was ended because the host's memory, or its control group's, ran out",
+        ExitReason::JailViolation => "was ended because it tried to leave its jail",
         ExitReason::BootFailed => "could not be started",
         ExitReason::Internal => "failed",
     }

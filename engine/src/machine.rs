@@ -13,9 +13,10 @@ use agent::protocol::{CONTROL_PORT, ShutdownMethod};
 use image_unpack::RootfsDisk;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm::config::{
-    Accelerator, DiskConfig, ExtentConfig, Fd, MachineConfig, RateLimit, SECTOR_SIZE, VsockConfig, VsockPort,
+    Accelerator, DiskConfig, ExtentConfig, Fd, HostConfig, MachineConfig, RateLimit, SECTOR_SIZE,
+    VsockConfig, VsockPort,
 };
-use vmm::control::{ControlSocket, Event, ExitReason, ExitReport, Request};
+use vmm::control::{Answer, Client, ControlSocket, Event, ExitReason, ExitReport, Message, Request};
 
 use crate::EngineError;
 use crate::accelerator::Chosen;
@@ -49,12 +50,13 @@ pub struct Hardware<'a> {
 /// A machine that runs, or ran.
 pub struct Machine {
     child: Child,
-    control: ControlSocket,
+    control: Client,
     agent: UnixStream,
     directory: File,
     log: PathBuf,
     accelerator: Accelerator,
     ended: Option<ExitReport>,
+    refused: Option<String>,
     /// Microseconds from the configuration's arrival to the first guest instruction, once it has run.
     pub started_micros: Option<u64>,
 }
@@ -161,6 +163,7 @@ impl Machine {
             balloon: None,
             console: false,
             vsock: Some(vsock),
+            host: HostConfig::default(),
         };
 
         let log = directory.join("vmm.log");
@@ -173,6 +176,8 @@ impl Machine {
             .stderr(log_file)
             .spawn()
             .map_err(EngineError::io(format!("starting {}", vmm.display())))?;
+        let client = Client::new(control);
+        let control = client.map_err(EngineError::io("greeting the VMM"))?;
         let mut machine = Self {
             child,
             control,
@@ -181,10 +186,11 @@ impl Machine {
             log,
             accelerator,
             ended: None,
+            refused: None,
             started_micros: None,
         };
         let borrowed: Vec<BorrowedFd<'_>> = descriptors.0.iter().map(AsFd::as_fd).collect();
-        if let Err(error) = machine.control.send(&Request::Boot(Box::new(config)), &borrowed) {
+        if let Err(error) = machine.control.ask(Request::Boot(Box::new(config)), &borrowed) {
             return Err(machine.died(&error));
         }
         Ok(machine)
@@ -239,12 +245,18 @@ impl Machine {
     /// # Errors
     /// The machine ended.
     pub fn read_event(&mut self) -> Result<(), EngineError> {
-        match self.control.receive::<Event>() {
-            Ok(Some((Event::Started { micros, .. }, _))) => {
+        match self.control.receive() {
+            Ok(Some(Message::Event(Event::Started { micros, .. }))) => {
                 self.started_micros = Some(micros);
                 Ok(())
             }
-            Ok(Some((Event::Ended(report), _))) => {
+            Ok(Some(Message::Reply { answer: Answer::Refused(refusal), .. })) => {
+                // A refused start is followed by the report, which tells more; a refused greeting by nothing.
+                self.refused = Some(refusal.text);
+                Ok(())
+            }
+            Ok(Some(Message::Reply { .. })) => Ok(()),
+            Ok(Some(Message::Event(Event::Ended(report)))) => {
                 self.ended = Some(report.clone());
                 Err(EngineError::Machine(Box::new(report)))
             }
@@ -283,7 +295,7 @@ impl Machine {
 
     /// Ends the machine and waits until its process is gone. Returns its report if it gave one.
     pub fn kill(mut self) -> Option<ExitReport> {
-        if self.ended.is_none() && self.control.send(&Request::Kill, &[]).is_ok() {
+        if self.ended.is_none() && self.control.ask(Request::Kill, &[]).is_ok() {
             let deadline = Instant::now() + KILL_TIMEOUT;
             while self.ended.is_none() && wait_readable(self.control.as_fd(), deadline) {
                 if self.read_event().is_err() {
@@ -301,6 +313,7 @@ impl Machine {
         let log = fs::read(&self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log[log.len().saturating_sub(LOG_TAIL)..]).into_owned();
         let log = if log.trim().is_empty() { cause.to_string() } else { log };
+        let log = self.refused.take().unwrap_or(log);
         self.ended = Some(ExitReport {
             reason: ExitReason::Internal,
             detail: format!("the VMM process ended with {status}"),

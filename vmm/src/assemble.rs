@@ -1,16 +1,14 @@
-//! From a boot request to a machine that ran: checks the configuration, turns its descriptors into devices, and hands
-//! all to the accelerator.
+//! From a configuration to a machine's parts: checks it, and turns its descriptors into devices.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Instant;
 
-use crate::config::{Accelerator, ConfigError, Fd, MachineConfig, VsockConfig};
+use crate::config::{CgroupConfig, ConfigError, Fd, MachineConfig, VsockConfig};
 use crate::console::ConsoleRing;
-use crate::control::{ControlSocket, Event, ExitReason, ExitReport, Request};
-use crate::machine::Parts;
+use crate::jail::cgroup::{Cgroup, OutOfMemory};
+use crate::machine::{Confinement, Parts};
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{Block, BlockError};
@@ -19,7 +17,6 @@ use crate::virtio::fs::Fs;
 use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
-use crate::{kvm, uml};
 
 /// Has the guest report free memory from 256 KiB on. Linux's own choice is 4 MiB, and it reports nothing before it has 32 pieces
 /// of that size: so a guest with less than 128 MiB to spare would keep all of it.
@@ -45,47 +42,6 @@ pub enum AssembleError {
     /// A descriptor cannot be copied.
     #[error("cannot take the configuration's descriptors: {0}")]
     Descriptors(io::Error),
-}
-
-/// Serves one control socket: waits for the boot request, runs the machine, sends the report.
-///
-/// # Errors
-/// The socket failed, or the first request is not a boot request. The supervisor going away is no error.
-pub fn serve(control: &ControlSocket, console: &ConsoleRing) -> io::Result<()> {
-    let Some((request, descriptors)) = control.receive::<Request>()? else {
-        return Ok(());
-    };
-    let arrival = Instant::now();
-    let config = match request {
-        Request::Boot(config) => config,
-        Request::Kill => return Ok(()),
-    };
-    let report = boot(*config, descriptors, control, console, arrival);
-    match control.send(&Event::Ended(report), &[]) {
-        // The supervisor went away first, which is what ended the machine.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        outcome => outcome,
-    }
-}
-
-/// Runs the machine that a boot request describes.
-#[must_use]
-pub fn boot(
-    config: MachineConfig,
-    descriptors: Vec<OwnedFd>,
-    control: &ControlSocket,
-    console: &ConsoleRing,
-    arrival: Instant,
-) -> ExitReport {
-    match assemble(config, descriptors, console) {
-        Ok(parts) => match parts.config.accelerator {
-            Accelerator::Kvm => kvm::run(parts, control, arrival),
-            Accelerator::Uml => uml::run(parts, control, arrival),
-        },
-        Err(error) => {
-            ExitReport { reason: ExitReason::BootFailed, detail: error.to_string(), console: console.text() }
-        }
-    }
 }
 
 /// Turns a configuration and its descriptors into a machine's parts.
@@ -132,7 +88,32 @@ pub fn assemble(
     let kernel = take(&files, config.kernel)?;
     let initramfs = take(&files, config.initramfs)?;
     let kvm = config.kvm.map(|fd| take(&files, fd)).transpose()?;
-    Ok(Parts { config, kernel, initramfs, kvm, devices, console: console.clone() })
+    let cgroup = config.host.cgroup.as_ref().map(|group| cgroup(group, &files)).transpose()?;
+    let cgroup = cgroup.unwrap_or_default();
+    let events =
+        cgroup.events.as_ref().map(File::try_clone).transpose().map_err(AssembleError::Descriptors)?;
+    Ok(Parts {
+        config,
+        kernel,
+        initramfs,
+        kvm,
+        devices,
+        console: console.clone(),
+        cgroup,
+        out_of_memory: OutOfMemory::new(events),
+        confinement: Confinement::default(),
+        pagemap: None,
+        restore: None,
+    })
+}
+
+fn cgroup(config: &CgroupConfig, files: &[Arc<File>]) -> Result<Cgroup, AssembleError> {
+    let take = |fd| take(files, fd);
+    Ok(Cgroup {
+        directory: config.directory.map(take).transpose()?,
+        processes: config.processes.iter().copied().map(take).collect::<Result<_, _>>()?,
+        events: config.events.map(take).transpose()?,
+    })
 }
 
 fn vsock(config: &VsockConfig, files: &[Arc<File>]) -> Result<Vsock, AssembleError> {

@@ -19,6 +19,8 @@ pub const MIN_MEMORY_MIB: u32 = 32;
 pub const MAX_MEMORY_MIB: u32 = 1 << 20;
 /// Longest kernel command line that a configuration may append, in bytes.
 pub const MAX_CMDLINE: usize = 1024;
+/// Most control groups of version 1: more than there are controllers.
+pub const MAX_CGROUPS: usize = 16;
 /// Size of a disk sector in bytes (virtio 1.2 section 5.2: always 512, whatever the block size).
 pub const SECTOR_SIZE: u64 = 512;
 
@@ -93,6 +95,58 @@ pub struct MachineConfig {
     pub console: bool,
     /// The agent's channel.
     pub vsock: Option<VsockConfig>,
+    /// What the host gives to the machine and asks of it.
+    #[serde(default)]
+    pub host: HostConfig,
+}
+
+/// The host's side of a machine.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HostConfig {
+    /// What to do where the host refuses namespaces.
+    pub jail: JailPolicy,
+    /// The host's control groups, which all of the machine's processes are put into.
+    pub cgroup: Option<CgroupConfig>,
+    /// Guest RAM in huge pages of 2 MiB, from the pool that the host's administrator reserved; `kvm` only.
+    pub huge_pages: bool,
+    /// Note what changes, so that diff snapshots can be taken; it slows down every first write to a page. `kvm` only.
+    pub track_changes: bool,
+    /// What the supervisor found /dev/kvm to be; without it the VMM finds out by itself, at every start.
+    pub kvm_kind: Option<KvmKind>,
+}
+
+/// What to do where the host refuses the namespaces of the VMM's jail.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JailPolicy {
+    /// Refuse the machine.
+    #[default]
+    Required,
+    /// Go on without, which the report of the start tells. The guest kernel of `uml` is never run without.
+    Optional,
+}
+
+/// What a /dev/kvm is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvmKind {
+    /// Runs guest kernels at the hardware's speed.
+    Hardware,
+    /// Interprets them.
+    Software,
+}
+
+/// Control groups, already made and limited by the supervisor.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CgroupConfig {
+    /// The directory of a group of version 2.
+    pub directory: Option<Fd>,
+    /// `cgroup.procs` of groups of version 1, open for writing; at most [`MAX_CGROUPS`].
+    pub processes: Vec<Fd>,
+    /// `memory.events` (version 2) or `memory.oom_control` (version 1), open for reading.
+    pub events: Option<Fd>,
 }
 
 /// One virtio shared folder.
@@ -306,6 +360,12 @@ pub enum ConfigError {
     #[error("vsock context id {0} is reserved; the first free one is 3")]
     Cid(u32),
     /// See the message.
+    #[error("huge pages: the uml accelerator takes what the host's settings for shared memory give")]
+    UmlHugePages,
+    /// See the message.
+    #[error("{0} control groups: a machine has at most {MAX_CGROUPS}")]
+    Cgroups(usize),
+    /// See the message.
     #[error("descriptor {0} is named by the configuration, but did not come with it")]
     Descriptor(u32),
     /// See the message.
@@ -327,6 +387,14 @@ impl MachineConfig {
         }
         if self.accelerator == Accelerator::Uml && self.vcpus != 1 {
             return Err(ConfigError::UmlVcpus(self.vcpus));
+        }
+        if self.accelerator == Accelerator::Uml && self.host.huge_pages {
+            return Err(ConfigError::UmlHugePages);
+        }
+        if let Some(cgroup) = &self.host.cgroup
+            && cgroup.processes.len() > MAX_CGROUPS
+        {
+            return Err(ConfigError::Cgroups(cgroup.processes.len()));
         }
         if self.kvm.is_some() != (self.accelerator == Accelerator::Kvm) {
             return Err(ConfigError::KvmDescriptor(self.accelerator.name()));
@@ -379,7 +447,12 @@ impl MachineConfig {
         let nets = self.nets.iter().map(|net| net.backend.descriptor());
         let shares = self.shares.iter().map(|share| share.socket);
         let fixed = [self.kernel, self.initramfs].into_iter().chain(self.kvm);
-        fixed.chain(files).chain(nets).chain(shares).chain(vsock)
+        let host = self
+            .host
+            .cgroup
+            .iter()
+            .flat_map(|group| group.processes.iter().copied().chain(group.directory).chain(group.events));
+        fixed.chain(files).chain(nets).chain(shares).chain(vsock).chain(host)
     }
 }
 

@@ -1,7 +1,12 @@
 //! The control socket between supervisor and VMM: a SOCK_SEQPACKET pair, one JSON document per packet.
 //!
-//! The supervisor sends [`Request::Boot`] once, with every descriptor that the machine needs; the VMM answers with
-//! [`Event`]s. When the supervisor closes its end, the machine ends at once: no machine outlives its supervisor.
+//! The supervisor sends [`Request::Hello`], then [`Request::Boot`] with every descriptor that the machine needs. Every
+//! request is answered with its number, and [`Event`]s come by themselves. When the supervisor closes its end, the
+//! machine ends at once: no machine outlives its supervisor.
+
+mod client;
+mod messages;
+mod session;
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -10,10 +15,15 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
     socketpair,
 };
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
-use crate::config::MachineConfig;
+pub use self::client::Client;
+pub use self::messages::{
+    Answer, Diagnosis, Envelope, Event, ExitReason, ExitReport, Message, Refusal, RefusalKind, Request,
+    RestoreRequest, SnapshotKind, SnapshotRequest, SnapshotWritten, Statistics, VERSION, counters,
+};
+pub use self::session::{Controlled, First, Session};
 
 /// Largest packet in either direction, in bytes.
 pub const MAX_PACKET: usize = 128 * 1024;
@@ -21,60 +31,6 @@ pub const MAX_PACKET: usize = 128 * 1024;
 pub const MAX_DESCRIPTORS: usize = 253;
 /// Most console bytes in an exit report.
 pub const MAX_CONSOLE: usize = 16 * 1024;
-
-/// What the supervisor asks of the VMM.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Request {
-    /// Build this machine and run it. Sent once, first.
-    Boot(Box<MachineConfig>),
-    /// End the machine now, without asking the guest.
-    Kill,
-}
-
-/// What the VMM tells the supervisor.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Event {
-    /// The first guest instruction is about to run.
-    Started {
-        /// Microseconds from the arrival of the configuration.
-        micros: u64,
-        /// How the accelerator runs the guest, for `inspect` and `doctor`: `hardware`, `software` or `user-space kernel`.
-        boundary: String,
-    },
-    /// The machine is gone. The last packet.
-    Ended(ExitReport),
-}
-
-/// How and why a machine ended.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ExitReport {
-    /// What ended it.
-    pub reason: ExitReason,
-    /// One sentence of detail for people; empty for a clean end.
-    pub detail: String,
-    /// The last lines of the guest's console, at most [`MAX_CONSOLE`] bytes, control characters removed.
-    pub console: String,
-}
-
-/// What ended a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ExitReason {
-    /// The guest powered off or rebooted: the agent's normal end.
-    Shutdown,
-    /// The supervisor asked for it, or went away.
-    Killed,
-    /// The guest kernel panicked.
-    Panic,
-    /// The vCPU shut down by itself (triple fault).
-    TripleFault,
-    /// The machine could not be built or started.
-    BootFailed,
-    /// A device, the accelerator or the VMM itself failed.
-    Internal,
-}
 
 /// One end of the control socket.
 #[derive(Debug)]
@@ -96,6 +52,14 @@ impl ControlSocket {
         Self(fd)
     }
 
+    /// Another handle of the same end.
+    ///
+    /// # Errors
+    /// The host is out of descriptors.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
     /// The socket itself, to be inherited by another process.
     #[must_use]
     pub fn into_fd(self) -> OwnedFd {
@@ -107,6 +71,23 @@ impl ControlSocket {
     /// # Errors
     /// The packet is larger than [`MAX_PACKET`], there are more than [`MAX_DESCRIPTORS`], or the other end is gone.
     pub fn send<T: Serialize>(&self, message: &T, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.send_with(message, descriptors, MsgFlags::empty())
+    }
+
+    /// As [`Self::send`], but fails with `WouldBlock` where the other end does not read what it was sent.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn send_now<T: Serialize>(&self, message: &T) -> io::Result<()> {
+        self.send_with(message, &[], MsgFlags::MSG_DONTWAIT)
+    }
+
+    fn send_with<T: Serialize>(
+        &self,
+        message: &T,
+        descriptors: &[BorrowedFd<'_>],
+        extra: MsgFlags,
+    ) -> io::Result<()> {
         let body = serde_json::to_vec(message)?;
         if body.len() > MAX_PACKET || descriptors.len() > MAX_DESCRIPTORS {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "control message too large"));
@@ -114,7 +95,8 @@ impl ControlSocket {
         let fds: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&fds)];
         let control: &[ControlMessage<'_>] = if fds.is_empty() { &[] } else { &rights };
-        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&body)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+        let flags = MsgFlags::MSG_NOSIGNAL | extra;
+        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&body)], control, flags, None)?;
         Ok(())
     }
 

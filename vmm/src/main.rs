@@ -7,10 +7,10 @@ use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
-use vmm::assemble;
 use vmm::console::ConsoleRing;
-use vmm::control::{ControlSocket, Event, ExitReason, ExitReport};
+use vmm::control::{ControlSocket, Event, ExitReason, ExitReport, Message};
 use vmm::jail::sys;
+use vmm::process;
 
 /// Where the control socket is unless the command line says otherwise.
 const CONTROL_FD: RawFd = 3;
@@ -43,9 +43,12 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<(), String> {
         _ => return Err(USAGE.to_owned()),
     };
     let control = enclose(fd).map_err(|error| format!("descriptor {fd} is not a control socket: {error}"))?;
-    let (control, console) = CONTROL.get_or_init(|| (control, ConsoleRing::default()));
+    let failed = |error: io::Error| format!("control socket: {error}");
+    let console = ConsoleRing::default();
+    let second = control.try_clone().map_err(failed)?;
+    CONTROL.get_or_init(|| (second, console.clone()));
     std::panic::set_hook(Box::new(report_panic));
-    assemble::serve(control, console).map_err(|error| format!("control socket: {error}"))
+    process::serve(control, &console).map_err(failed)
 }
 
 /// Shuts the process off from what it may have inherited, and takes the control socket.
@@ -56,8 +59,6 @@ fn enclose(fd: RawFd) -> io::Result<ControlSocket> {
     }
     sys::close_from(fd.max(2).unsigned_abs() + 1, false).map_err(os)?;
     sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map_err(os)?;
-    // Nobody but root may look into this process, which maps the guest's memory; and it leaves no core file.
-    sys::prctl(libc::PR_SET_DUMPABLE, 0).map_err(os)?;
     let kind = nix::sys::socket::sockopt::SockType;
     // SAFETY: only looked at: a number that is no descriptor is an error.
     let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
@@ -75,7 +76,7 @@ fn report_panic(info: &PanicHookInfo<'_>) {
     eprintln!("bulkhead-vmm: {detail}");
     if let Some((control, console)) = CONTROL.get() {
         let report = ExitReport { reason: ExitReason::Internal, detail, console: console.text() };
-        let _ = control.send(&Event::Ended(report), &[]);
+        let _ = control.send_now(&Message::Event(Event::Ended(report)));
     }
     std::process::exit(101);
 }

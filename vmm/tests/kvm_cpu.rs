@@ -18,7 +18,7 @@ fn assert_ok(code: &mut Code) {
     let Some(kvm) = device() else { return };
     code.say("ok").reset();
     let report = Machine::new(kvm, &code.image()).run();
-    assert_eq!((report.reason, report.console.as_str()), (ExitReason::Shutdown, "ok"), "{report:?}");
+    assert_eq!((report.reason, report.console.as_str()), (ExitReason::Reset, "ok"), "{report:?}");
 }
 
 /// `mov rbx, value`, and so on.
@@ -228,5 +228,5 @@ fn a_system_call_enters_kernel_mode_with_the_callers_address_and_flags() {
     code.raw(&u32::try_from(user).unwrap().to_le_bytes()).raw(&[0x48, 0xcf]);
     let Some(kvm) = device() else { return };
     let report = Machine::new(kvm, &code.image()).run();
-    assert_eq!((report.reason, report.console.as_str()), (ExitReason::Shutdown, "ok"), "{report:?}");
+    assert_eq!((report.reason, report.console.as_str()), (ExitReason::Reset, "ok"), "{report:?}");
 }

@@ -33,7 +33,7 @@ fn the_console_is_kept_and_a_reset_is_a_clean_end() {
     let mut code = Code::new();
     code.say("hello from the guest\n").expect_port(0x3fd, 0x60, "line status").reset();
     let report = Machine::new(kvm, &code.image()).run();
-    assert_eq!(report.reason, ExitReason::Shutdown, "{report:?}");
+    assert_eq!(report.reason, ExitReason::Reset, "{report:?}");
     assert_eq!(report.console, "hello from the guest\n");
     assert_eq!(report.detail, "");
 }
@@ -47,7 +47,7 @@ fn what_does_not_exist_reads_as_nothing() {
     code.store32(0xd001_f000, 7).expect32(0xd00f_fffc, u32::MAX, "no device either");
     code.out(0x64, 0xd1).out(0x80, 1).say("ok").reset();
     let report = Machine::new(kvm, &code.image()).run();
-    assert_eq!((report.reason, report.console.as_str()), (ExitReason::Shutdown, "ok"), "{report:?}");
+    assert_eq!((report.reason, report.console.as_str()), (ExitReason::Reset, "ok"), "{report:?}");
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn a_kill_ends_a_spinning_guest_at_once() {
         let report = machine.run_with(|control| {
             std::thread::sleep(Duration::from_millis(20));
             killed = Instant::now();
-            control.as_ref().unwrap().send(&Request::Kill, &[]).unwrap();
+            control.as_mut().unwrap().ask(Request::Kill, &[]).unwrap();
         });
         let elapsed = killed.elapsed();
         assert_eq!(report.reason, ExitReason::Killed, "{report:?}");
@@ -117,7 +117,7 @@ fn the_command_line_reaches_the_guest() {
     code.expect32(0x7000 + 0x228, 0x2_0000, "pointer").expect16(0x7000 + 0x1fe, 0xaa55, "boot flag");
     code.expect32(0x9_fc00, u32::from_le_bytes(*b"_MP_"), "MP table").say("ok").reset();
     let report = Machine::new(kvm, &code.image()).run();
-    assert_eq!((report.reason, report.console.as_str()), (ExitReason::Shutdown, "ok"), "{report:?}");
+    assert_eq!((report.reason, report.console.as_str()), (ExitReason::Reset, "ok"), "{report:?}");
 }
 
 /// Code that sets up interrupt vector 0x40 for line `line` of the I/O APIC with this handler, which must end by itself.
@@ -160,7 +160,7 @@ fn the_serial_ports_interrupt_is_delivered() {
     // Enabling the transmit interrupt raises it.
     code.out(0x3f9, 2).wait32(0x6_0000, 1).say("ok").reset();
     let report = Machine::new(kvm, &code.image()).run();
-    assert_eq!((report.reason, report.console.as_str()), (ExitReason::Shutdown, "ok"), "{report:?}");
+    assert_eq!((report.reason, report.console.as_str()), (ExitReason::Reset, "ok"), "{report:?}");
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn a_devices_interrupt_is_delivered() {
     code.wait32(0x6_0000, 1);
     code.expect32(registers + kvm::driver::INTERRUPT_STATUS, 0, "acknowledged").say("ok").reset();
     let report = Machine::new(kvm, &code.image()).device(Rng::new().unwrap()).run();
-    assert_eq!((report.reason, report.console.as_str()), (ExitReason::Shutdown, "ok"), "{report:?}");
+    assert_eq!((report.reason, report.console.as_str()), (ExitReason::Reset, "ok"), "{report:?}");
 }
 
 #[test]

@@ -25,7 +25,7 @@ const DATA: u64 = 0x7_1000;
 const END: u64 = 32 << 20;
 
 fn assert_ok(report: &ExitReport) {
-    assert_eq!((report.reason, report.console.as_str()), (ExitReason::Shutdown, "ok"), "{report:?}");
+    assert_eq!((report.reason, report.console.as_str()), (ExitReason::Reset, "ok"), "{report:?}");
 }
 
 /// Writes a block request's header and spoils its status byte.
@@ -328,7 +328,7 @@ fn a_driver_that_breaks_the_queue_loses_its_device_until_it_resets_it() {
     play(&mut code, &mut driver, 0, 0, &[(DATA, 512, true)], 0);
     code.say("ok").reset();
     let report = Machine::new(kvm, &code.image()).disk(&file, 1024, false).run();
-    assert_eq!(report.reason, ExitReason::Shutdown, "{report:?}");
+    assert_eq!(report.reason, ExitReason::Reset, "{report:?}");
     assert!(report.console.ends_with("ok"), "{report:?}");
     assert_eq!(report.console.matches("block0 stopped: ").count(), breaks.len(), "{report:?}");
     assert_eq!(content(&file), [b'a'; 1024]);

@@ -25,7 +25,7 @@ fn a_guest_boots_talks_and_powers_off() {
 fn a_reboot_is_an_end() {
     let kernel = kernel_or_skip!();
     let report = Setup::new(&kernel, "reboot").boot().ended();
-    assert_eq!(report.reason, ExitReason::Shutdown, "{report:?}");
+    assert_eq!(report.reason, ExitReason::Reset, "{report:?}");
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn a_guest_that_never_answers_is_killed() {
         let mut machine = Setup::new(&kernel, test).boot();
         machine.expect(if test == "hang" { "hanging" } else { "spinning" });
         let began = std::time::Instant::now();
-        machine.control.send(&Request::Kill, &[]).unwrap();
+        machine.control.ask(Request::Kill, &[]).unwrap();
         let report = machine.ended();
         assert_eq!(report.reason, ExitReason::Killed, "{report:?}");
         assert!(began.elapsed().as_millis() < 500, "{:?}", began.elapsed());
@@ -77,4 +77,34 @@ fn boot_times() {
     ends.sort();
     println!("VMM's exec to the guest's first word: best {:?}, median {:?}", words[0], words[20]);
     println!("VMM's exec to its exit: best {:?}, median {:?}", ends[0], ends[20]);
+}
+
+#[test]
+fn uml_refuses_what_it_cannot_do_by_name() {
+    use std::os::fd::AsFd;
+    use vmm::config::Fd;
+    use vmm::control::{Answer, RefusalKind, SnapshotKind, SnapshotRequest};
+    let kernel = kernel_or_skip!();
+    let mut machine = Setup::new(&kernel, "hang").boot();
+    machine.expect("hanging");
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let snapshot = SnapshotRequest { state: Fd(0), memory: Fd(0), kind: SnapshotKind::Full };
+    for (request, what) in [
+        (Request::Pause, "pause"),
+        (Request::Snapshot(snapshot), "snapshot"),
+        (Request::WorkingSet { to: Fd(0) }, "working set"),
+    ] {
+        let Answer::Refused(refusal) = machine.control.call(request, &[file.as_fd()]).unwrap() else {
+            panic!("not refused")
+        };
+        assert!(refusal.kind == RefusalKind::Unsupported, "{refusal:?}");
+        assert!(refusal.text.contains(what), "{refusal}");
+    }
+    let Answer::Statistics(statistics) = machine.control.call(Request::Statistics, &[]).unwrap() else {
+        panic!("no statistics")
+    };
+    assert_eq!((statistics.memory_bytes, statistics.paused), (64 << 20, false));
+    assert!(statistics.devices.contains_key("vsock"), "{statistics:?}");
+    machine.control.ask(Request::Kill, &[]).unwrap();
+    assert_eq!(machine.ended().reason, ExitReason::Killed);
 }

@@ -41,7 +41,8 @@ fn the_guest_reads_its_disk_and_writes_where_it_may() {
         assert!(content == pattern(DISK));
         let mut outcome = String::new();
         machine.stream.read_to_string(&mut outcome).unwrap();
-        assert_eq!(machine.ended().reason, ExitReason::Shutdown);
+        let report = machine.ended();
+        assert_eq!(report.reason, ExitReason::Shutdown, "{report:?}");
         let after = std::fs::read(file.path()).unwrap();
         if read_only {
             assert!(outcome.starts_with("refused: "), "{outcome}");
@@ -90,7 +91,8 @@ fn ten_mebibytes_come_back_with_half_closes_both_ways() {
     println!("10 MiB there and back: {:?}", began.elapsed());
     thread.join().unwrap();
     assert!(got == sent, "{} bytes", got.len());
-    assert_eq!(machine.ended().reason, ExitReason::Shutdown);
+    let report = machine.ended();
+    assert_eq!(report.reason, ExitReason::Shutdown, "{report:?}");
 }
 
 #[test]
@@ -116,7 +118,8 @@ fn a_guest_that_sends_and_goes_loses_nothing() {
         }
     }
     assert_eq!(total, 160 * (64 << 10));
-    assert_eq!(machine.ended().reason, ExitReason::Shutdown);
+    let report = machine.ended();
+    assert_eq!(report.reason, ExitReason::Shutdown, "{report:?}");
 }
 
 #[test]
@@ -132,7 +135,8 @@ fn a_client_of_the_host_reaches_a_listener_of_the_guest() {
     let mut got = String::new();
     client.read_to_string(&mut got).unwrap();
     assert_eq!(got, "over and out");
-    assert_eq!(machine.ended().reason, ExitReason::Shutdown);
+    let report = machine.ended();
+    assert_eq!(report.reason, ExitReason::Shutdown, "{report:?}");
 }
 
 #[test]
@@ -142,7 +146,8 @@ fn a_port_that_the_host_does_not_have_is_refused() {
     let mut outcome = String::new();
     machine.stream.read_to_string(&mut outcome).unwrap();
     assert!(outcome.contains("reset") || outcome.contains("refused"), "{outcome}");
-    assert_eq!(machine.ended().reason, ExitReason::Shutdown);
+    let report = machine.ended();
+    assert_eq!(report.reason, ExitReason::Shutdown, "{report:?}");
 }
 
 #[test]
@@ -171,5 +176,6 @@ fn round_trips_take_microseconds() {
     times.sort();
     println!("vsock round trip: median {:?}, p99 {:?}", times[1000], times[1980]);
     machine.stream.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(machine.ended().reason, ExitReason::Shutdown);
+    let report = machine.ended();
+    assert_eq!(report.reason, ExitReason::Shutdown, "{report:?}");
 }

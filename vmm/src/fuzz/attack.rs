@@ -1,7 +1,8 @@
 //! A driver that does what bytes say: requests that are nearly right, and all that is plainly wrong.
 
+use crate::memory::GuestMemoryMmap;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::Input;
 use super::device::{self, Kind, World};

@@ -16,13 +16,20 @@ pub struct Limits {
     pub file_size: u64,
     /// Most open descriptors.
     pub descriptors: u64,
+    /// Most bytes of private writable memory.
+    pub private_memory: u64,
+    /// Most processes of the jail's user, where that can be counted for this jail alone.
+    pub processes: Option<u64>,
 }
 
-/// Gives up all capabilities for good, and the right to gain any by executing a program.
+/// CAP_KILL as a bit mask: signals to processes of other users.
+pub const CAN_KILL: u32 = 1 << 5;
+
+/// Gives up all capabilities for good but those in the bit mask, and the right to gain any by executing a program.
 ///
 /// # Errors
 /// The step and the host's error.
-pub fn drop_privileges() -> Result<(), StepError> {
+pub fn drop_privileges(kept: u32) -> Result<(), StepError> {
     sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).at(Step::Capabilities)?;
     // Up to the first that the kernel does not know. Without CAP_SETPCAP there is nothing in the set to be gained.
     for capability in 0..64 {
@@ -31,7 +38,7 @@ pub fn drop_privileges() -> Result<(), StepError> {
         }
     }
     let _ = sys::prctl(CAP_AMBIENT, CAP_AMBIENT_CLEAR_ALL);
-    sys::drop_capabilities().at(Step::Capabilities)
+    sys::keep_capabilities(kept).at(Step::Capabilities)
 }
 
 /// Lowers resource limits. No core files: they would hold the guest's memory.
@@ -43,6 +50,7 @@ pub fn apply(limits: &Limits) -> Result<(), StepError> {
         (libc::RLIMIT_CORE, 0),
         (libc::RLIMIT_FSIZE, limits.file_size),
         (libc::RLIMIT_NOFILE, limits.descriptors),
+        (libc::RLIMIT_DATA, limits.private_memory),
         (libc::RLIMIT_MEMLOCK, 0),
         (libc::RLIMIT_MSGQUEUE, 0),
         (libc::RLIMIT_RTPRIO, 0),
@@ -50,7 +58,20 @@ pub fn apply(limits: &Limits) -> Result<(), StepError> {
     for (resource, value) in all {
         sys::lower_limit(resource, value).at(Step::Limits)?;
     }
+    if let Some(processes) = limits.processes {
+        sys::lower_limit(libc::RLIMIT_NPROC, processes).at(Step::Limits)?;
+    }
     Ok(())
+}
+
+/// Whether the host counts a user's processes for each user namespace apart (Linux 5.14), so that a limit on them
+/// concerns one jail and not all of the same user.
+#[must_use]
+pub fn counts_processes_by_namespace() -> bool {
+    let Ok(name) = nix::sys::utsname::uname() else { return false };
+    let release = name.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (5, 14)
 }
 
 /// How a machine with one vCPU is laid over the host's CPUs.

@@ -1,15 +1,20 @@
 //! The jail of a machine's processes: namespaces, an empty root, no identity, no capabilities, limits, and a system
-//! call filter.
+//! call filter. The VMM's own is entered by [`enter`]; the guest kernel's, under `uml`, is built by the launcher.
 //!
 //! Most of it runs in a child between `clone` and `exec`, where a copy of a threaded process may do nothing but system
 //! calls: so [`sys`] has them as functions that neither allocate nor lock, and everything that they need (paths,
 //! filters, lists) is prepared before. The parts: [`namespaces`] (the child, its identity, its root), [`limits`]
-//! (capabilities, resource limits, CPUs), [`filter`] (system calls).
+//! (capabilities, resource limits, CPUs), [`cgroup`] (the host's control groups), [`filter`] (system calls).
 
+pub mod calls;
+pub mod cgroup;
 pub mod filter;
 pub mod limits;
 pub mod namespaces;
+mod own;
 pub mod sys;
+
+pub use self::own::{Death, GuestProcess, Plan, Side, Strength, Warden, enter};
 
 /// A step of building the jail that failed, small enough to go through a pipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,10 +57,12 @@ pub enum Step {
     Exec,
     /// The parent died.
     Orphaned,
+    /// Enter the control group.
+    Cgroup,
 }
 
 impl Step {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Clone,
         Self::MapIds,
         Self::SetIds,
@@ -70,6 +77,7 @@ impl Step {
         Self::Filter,
         Self::Exec,
         Self::Orphaned,
+        Self::Cgroup,
     ];
 
     fn what(self) -> &'static str {
@@ -88,6 +96,7 @@ impl Step {
             Self::Filter => "cannot install the system call filter",
             Self::Exec => "cannot start the guest kernel (is it a program of this host?)",
             Self::Orphaned => "the VMM died meanwhile",
+            Self::Cgroup => "cannot enter the control group",
         }
     }
 }

@@ -42,14 +42,14 @@ fn write_proc(child: pid_t, file: &str, text: &str) -> io::Result<()> {
 }
 
 /// Mounts an empty file system over a directory that every host has, and stands in it. `options` are those of tmpfs, in
-/// order of preference: the first that this host's kernel knows.
+/// order of preference: the first that this host's kernel knows. `flags` are mount flags beside those of every jail.
 ///
 /// # Errors
 /// The step and the host's error.
-pub fn mount_empty_root(options: &[CString]) -> Result<(), StepError> {
+pub fn mount_empty_root(options: &[CString], flags: libc::c_ulong) -> Result<(), StepError> {
     // Nothing that is mounted here shows outside.
     sys::mount(c"none", c"/", None, libc::MS_REC | libc::MS_PRIVATE, None).at(Step::MountRoot)?;
-    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOATIME;
+    let flags = flags | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOATIME;
     let mut outcome = Err(libc::EINVAL);
     for options in options {
         outcome = sys::mount(c"bulkhead", c"/proc", Some(c"tmpfs"), flags, Some(options));

@@ -8,6 +8,9 @@ use libc::{pid_t, sock_filter};
 
 type Outcome<T> = Result<T, i32>;
 
+/// CLONE_INTO_CGROUP (clone(2)).
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 fn errno() -> i32 {
     // SAFETY: the location of this thread's errno is always valid.
     unsafe { *libc::__errno_location() }
@@ -34,31 +37,60 @@ pub enum Forked {
     },
 }
 
-/// Copies the process, as `fork` does, with these CLONE_ flags and without CLONE_VM.
+/// PR_GET_TID_ADDRESS (prctl(2)).
+const GET_TID_ADDRESS: c_int = 40;
+/// Where the C library keeps the calling thread's id; null where the host's kernel does not tell.
+fn thread_id_address() -> *mut c_int {
+    let mut address: *mut c_int = std::ptr::null_mut();
+    // SAFETY: the kernel writes one pointer to `address`, which is ours; a kernel without this call writes nothing.
+    unsafe { libc::prctl(GET_TID_ADDRESS, &raw mut address, 0, 0, 0) };
+    address
+}
+
+/// Copies the process, as `fork` does, with these CLONE_ flags and without CLONE_VM, into the control group of a
+/// directory (cgroup version 2) if one is given. The C library's idea of its thread id is right in the copy.
 ///
 /// # Errors
 /// The error number.
 ///
 /// # Safety
 /// If other threads exist, the child must do nothing but what is async-signal-safe until it executes a program or exits.
-pub unsafe fn clone_process(flags: c_int) -> Outcome<Forked> {
+pub unsafe fn clone_process(flags: c_int, cgroup: Option<RawFd>) -> Outcome<Forked> {
     let mut pidfd: c_int = -1;
-    // SAFETY: without CLONE_VM and with a null stack the child runs on a copy of this stack, as after fork; the kernel
-    // writes the pidfd to a valid place. The rest is the caller's promise.
-    let pid = unsafe {
-        libc::syscall(
-            libc::SYS_clone,
-            c_ulong::from(flags.unsigned_abs()) | c_ulong::from(libc::SIGCHLD.unsigned_abs()),
-            std::ptr::null_mut::<c_void>(),
-            &raw mut pidfd,
-            std::ptr::null_mut::<c_int>(),
-            0,
-        )
+    let thread_id = thread_id_address();
+    let mut flags = u64::from(flags.unsigned_abs());
+    if !thread_id.is_null() {
+        flags |= u64::from((libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID).unsigned_abs());
+    }
+    let pid = if let Some(cgroup) = cgroup {
+        // SAFETY: all zeroes is a valid value of this plain structure.
+        let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+        arguments.flags = flags | CLONE_INTO_CGROUP;
+        arguments.pidfd = &raw mut pidfd as u64;
+        arguments.child_tid = thread_id as u64;
+        arguments.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
+        arguments.cgroup = u64::try_from(cgroup).map_err(|_| libc::EBADF)?;
+        // SAFETY: as below.
+        unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of_val(&arguments)) }
+    } else {
+        // SAFETY: without CLONE_VM and with a null stack the child runs on a copy of this stack, as after fork; the
+        // kernel writes the pidfd to a valid place, and in the child its id to where it keeps it at every fork. The
+        // rest is the caller's promise.
+        unsafe {
+            libc::syscall(
+                libc::SYS_clone,
+                flags | u64::from(libc::SIGCHLD.unsigned_abs()),
+                std::ptr::null_mut::<c_void>(),
+                &raw mut pidfd,
+                thread_id,
+                0,
+            )
+        }
     };
     match check_long(pid)? {
         0 => Ok(Forked::Child),
         pid => {
-            let pidfd = (pidfd >= 0 && flags & libc::CLONE_PIDFD != 0).then(|| {
+            let pidfd = (pidfd >= 0 && flags & u64::from(libc::CLONE_PIDFD.unsigned_abs()) != 0).then(|| {
                 // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
                 unsafe { OwnedFd::from_raw_fd(pidfd) }
             });
@@ -261,22 +293,23 @@ pub fn prctl(option: c_int, argument: c_ulong) -> Outcome<c_int> {
     check(unsafe { libc::prctl(option, argument, 0, 0, 0) })
 }
 
-/// Gives up all capabilities of the thread (`capset(2)`).
+/// Gives up all capabilities of the thread but those of a bit mask (of the first 32), which it must have
+/// (`capset(2)`).
 ///
 /// # Errors
 /// The error number.
-pub fn drop_capabilities() -> Outcome<()> {
+pub fn keep_capabilities(kept: u32) -> Outcome<()> {
     #[repr(C)]
     struct Header {
         version: u32,
         pid: c_int,
     }
-    /// _LINUX_CAPABILITY_VERSION_3: two sets of three words.
+    /// _LINUX_CAPABILITY_VERSION_3: two sets of three words: effective, permitted, inheritable.
     const VERSION_3: u32 = 0x2008_0522;
     let header = Header { version: VERSION_3, pid: 0 };
-    let none = [0u32; 6];
+    let sets = [kept, kept, 0, 0, 0, 0];
     // SAFETY: both are laid out as the version says and outlive the call.
-    check_long(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) }).map(drop)
+    check_long(unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) }).map(drop)
 }
 
 /// Lowers a resource limit, soft and hard, to a value; one that is lower already stays.
@@ -384,6 +417,24 @@ pub fn wait_readable_or_child(fd: RawFd) -> bool {
     unsafe { libc::ppoll(&raw mut polled, 1, std::ptr::null(), &raw const none) > 0 }
 }
 
+/// Waits until one of these descriptors is readable or at its end; true for each that is. A signal may end it with none.
+pub fn wait_readable<const N: usize>(fds: [RawFd; N]) -> [bool; N] {
+    let mut polled = fds.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+    // SAFETY: as many entries as told; a null time-out means none, a null set leaves the signals alone.
+    let count =
+        unsafe { libc::ppoll(polled.as_mut_ptr(), N as libc::nfds_t, std::ptr::null(), std::ptr::null()) };
+    polled.map(|entry| count > 0 && entry.revents != 0)
+}
+
+/// Whether a pipe's other end has been closed by all who had it. Does not wait.
+pub fn is_hung_up(fd: RawFd) -> bool {
+    let mut polled = libc::pollfd { fd, events: 0, revents: 0 };
+    let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: one entry and a time that outlives the call.
+    let count = unsafe { libc::ppoll(&raw mut polled, 1, &raw const now, std::ptr::null()) };
+    count > 0 && polled.revents & (libc::POLLHUP | libc::POLLERR) != 0
+}
+
 /// A child that ended, and its wait status; `None` when none has.
 pub fn reap() -> Option<(pid_t, c_int)> {
     let mut status = 0;
@@ -402,11 +453,12 @@ pub fn signal(pidfd: RawFd, signal: c_int) -> Outcome<()> {
     check_long(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd, signal, no_info, 0) }).map(drop)
 }
 
-/// Waits for the end of the child of a pidfd, and forgets it.
+/// Waits for the end of the child of a pidfd, and forgets it. Tells how it ended: its exit code, or the negative of the
+/// signal that killed it.
 ///
 /// # Errors
 /// The error number.
-pub fn wait_for(pidfd: RawFd) -> Outcome<()> {
+pub fn wait_for(pidfd: RawFd) -> Outcome<c_int> {
     let id = libc::id_t::try_from(pidfd).map_err(|_| libc::EBADF)?;
     loop {
         // SAFETY: all zeroes is a valid value of this plain structure.
@@ -414,7 +466,23 @@ pub fn wait_for(pidfd: RawFd) -> Outcome<()> {
         // SAFETY: the kernel writes to `info`, which is ours.
         match check(unsafe { libc::waitid(libc::P_PIDFD, id, &raw mut info, libc::WEXITED) }) {
             Err(libc::EINTR) => {}
-            outcome => return outcome.map(drop),
+            Err(errno) => return Err(errno),
+            Ok(_) => {
+                // SAFETY: waitid succeeded, so that these fields are the ones in use.
+                let status = unsafe { info.si_status() };
+                return Ok(if info.si_code == libc::CLD_EXITED { status } else { -status });
+            }
         }
     }
+}
+
+/// Maps the pages of a part of guest memory, as reading them would (MADV_POPULATE_READ, Linux 5.14).
+///
+/// # Errors
+/// The error number.
+pub fn populate(slice: &crate::memory::VolatileSlice<'_>) -> Outcome<()> {
+    let guard = slice.ptr_guard();
+    // SAFETY: the range is mapped guest memory, which the guard keeps; its content does not change.
+    check(unsafe { libc::madvise(guard.as_ptr().cast_mut().cast(), guard.len(), libc::MADV_POPULATE_READ) })
+        .map(drop)
 }

@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 
+use crate::memory::GuestMemoryMmap;
 use linux_loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::loader::{Elf, KernelLoader};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::KvmError;
 use super::layout::{
@@ -177,7 +178,7 @@ mod tests {
 
     #[test]
     fn tells_the_kernel_its_memory() {
-        let memory = memory::allocate(64).unwrap();
+        let memory = memory::reserve(&memory::ranges(64)).unwrap();
         write_parameters(&memory, "quiet", Some((0x300_0000, 77)), [7; 32]).unwrap();
         let params: boot_params = memory.read_obj(GuestAddress(ZERO_PAGE)).unwrap();
         assert_eq!(params.e820_entries, 3);

@@ -54,7 +54,7 @@ impl Bus {
         } else if port == KEYBOARD_PORT && data.first() == Some(&KEYBOARD_RESET) {
             match self.panic() {
                 Some(words) => self.outcome.end(ExitReason::Panic, words),
-                None => self.outcome.end(ExitReason::Shutdown, String::new()),
+                None => self.outcome.end(ExitReason::Reset, String::new()),
             }
         }
     }
@@ -87,6 +87,17 @@ impl Bus {
         let offset = address.checked_sub(VIRTIO)?;
         let index = usize::try_from(offset / REGION_BYTES).ok()?;
         self.devices.get(index).map(|device| (&**device, offset % REGION_BYTES))
+    }
+
+    /// The serial port's registers, for a snapshot.
+    #[must_use]
+    pub fn save_serial(&self) -> [u8; serial::STATE_BYTES] {
+        self.with_serial(|serial| serial.save())
+    }
+
+    /// Takes over what [`Self::save_serial`] gave.
+    pub fn restore_serial(&self, state: [u8; serial::STATE_BYTES]) {
+        self.with_serial(|serial| serial.restore(state));
     }
 
     fn with_serial<T>(&self, access: impl FnOnce(&mut Serial) -> T) -> T {

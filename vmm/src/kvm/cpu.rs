@@ -1,11 +1,12 @@
 //! The state in which a vCPU starts: features, model-specific registers, registers.
 
+use crate::memory::GuestMemoryMmap;
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, Msrs, kvm_cpuid_entry2, kvm_fpu, kvm_msr_entry, kvm_regs,
     kvm_segment,
 };
 use kvm_ioctls::VcpuFd;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::KvmError;
 use super::layout::{GDT, PAGE_TABLES, STACK, ZERO_PAGE};

@@ -1,5 +1,6 @@
 //! The event loop: devices and the control socket, on one thread.
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
@@ -7,7 +8,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use super::KvmError;
 use super::outcome::Outcome;
 use crate::console::ConsoleRing;
-use crate::control::{ControlSocket, ExitReason, Request};
+use crate::control::{Controlled, Session};
 use crate::transport::mmio::MmioDevice;
 
 /// Event data of a device's descriptors other than its queues.
@@ -16,7 +17,7 @@ const HOST: u32 = u32::MAX - 1;
 
 enum Subscriber<'a> {
     Device { device: Arc<MmioDevice>, watching: bool, console: ConsoleRing },
-    Control { socket: &'a ControlSocket, outcome: Arc<Outcome> },
+    Control { session: &'a mut Session, controls: &'a mut dyn Controlled, outcome: Arc<Outcome> },
     End(Arc<Outcome>),
 }
 
@@ -26,13 +27,14 @@ enum Subscriber<'a> {
 /// The host is out of descriptors, or epoll failed.
 pub fn serve(
     devices: &[Arc<MmioDevice>],
-    control: &ControlSocket,
+    session: &mut Session,
+    controls: &mut dyn Controlled,
     outcome: &Arc<Outcome>,
     console: &ConsoleRing,
 ) -> Result<(), KvmError> {
     let mut manager = EventManager::new().map_err(KvmError::Events)?;
     manager.add_subscriber(Subscriber::End(Arc::clone(outcome)));
-    manager.add_subscriber(Subscriber::Control { socket: control, outcome: Arc::clone(outcome) });
+    manager.add_subscriber(Subscriber::Control { session, controls, outcome: Arc::clone(outcome) });
     for device in devices {
         let device = Arc::clone(device);
         manager.add_subscriber(Subscriber::Device { device, watching: false, console: console.clone() });
@@ -58,7 +60,9 @@ impl MutEventSubscriber for Subscriber<'_> {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         match self {
             Self::End(outcome) => Self::add(ops, Events::new(outcome.event(), EventSet::IN)),
-            Self::Control { socket, .. } => Self::add(ops, Events::new(*socket, EventSet::IN)),
+            Self::Control { session, .. } => {
+                Self::add(ops, Events::with_data_raw(session.as_raw_fd(), 0, EventSet::IN));
+            }
             Self::Device { device, .. } => {
                 for (index, event) in (0..).zip(device.notify_events()) {
                     Self::add(ops, Events::with_data(event, index, EventSet::IN));
@@ -71,7 +75,11 @@ impl MutEventSubscriber for Subscriber<'_> {
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         match self {
             Self::End(_) => {}
-            Self::Control { socket, outcome } => hear(socket, outcome),
+            Self::Control { session, controls, outcome } => {
+                if let Some((reason, detail)) = session.serve(*controls, Some(outcome.event().as_raw_fd())) {
+                    outcome.end(reason, detail);
+                }
+            }
             Self::Device { device, watching, console } => {
                 match events.data() {
                     HOST => device.host_event(),
@@ -110,22 +118,5 @@ fn watch(device: &MmioDevice, watching: &mut bool, ops: &mut EventOps<'_>) {
     };
     if changed.is_ok() {
         *watching = active;
-    }
-}
-
-fn hear(socket: &ControlSocket, outcome: &Outcome) {
-    match socket.receive::<Request>() {
-        Ok(Some((Request::Kill, _))) => outcome.end(ExitReason::Killed, "the supervisor asked for it"),
-        Ok(None) => outcome.end(ExitReason::Killed, "the supervisor went away"),
-        Ok(Some((Request::Boot(_), _))) => {
-            outcome.end(ExitReason::Internal, "the supervisor asked to boot a second machine");
-        }
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => {}
-        Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => {
-            outcome.end(ExitReason::Killed, "the supervisor went away");
-        }
-        Err(error) => {
-            outcome.end(ExitReason::Internal, format!("the control socket failed: {error}"));
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! The table that tells the guest its CPUs and interrupt lines (Intel MultiProcessor Specification 1.4).
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use crate::memory::GuestMemoryMmap;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::KvmError;
 use super::layout::{IO_APIC, IO_APIC_LINES, LOCAL_APIC, MP_TABLE};

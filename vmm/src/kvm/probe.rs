@@ -5,10 +5,12 @@
 use std::fs::File;
 use std::time::Instant;
 
+use crate::memory::GuestMemoryMmap;
 use kvm_ioctls::{Cap, Kvm, VcpuExit};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::{KvmError, memory, open};
+use crate::config::KvmKind;
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +37,16 @@ impl Probe {
             Self::Hardware => "hardware",
             Self::Software { .. } => "software",
             Self::Unusable { .. } => "unusable",
+        }
+    }
+}
+
+impl From<KvmKind> for Probe {
+    /// What somebody else found.
+    fn from(kind: KvmKind) -> Self {
+        match kind {
+            KvmKind::Hardware => Self::Hardware,
+            KvmKind::Software => Self::Software { nanos: 0 },
         }
     }
 }
@@ -76,7 +88,7 @@ fn measure(kvm: &File) -> Result<u32, KvmError> {
     let memory = memory::reserve(&[(0, 0x10000)])?;
     load(&memory)?;
     let vm = kvm.create_vm().map_err(KvmError::call("create a VM"))?;
-    memory::plug(&vm, &memory, 0)?;
+    memory::plug(&vm, &memory, 0, false)?;
     let mut vcpu = vm.create_vcpu(0).map_err(KvmError::call("create a vCPU"))?;
     let mut best = u32::MAX;
     for _ in 0..ATTEMPTS {

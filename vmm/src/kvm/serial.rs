@@ -12,6 +12,8 @@ const MODEM_STATUS: u16 = 6;
 const SCRATCH: u16 = 7;
 /// Number of ports.
 pub const PORTS: u16 = 8;
+/// Bytes of the saved registers.
+pub const STATE_BYTES: usize = 8;
 
 const ENABLE_TRANSMIT: u8 = 2;
 const IDENTITY_NONE: u8 = 1;
@@ -67,6 +69,31 @@ impl Serial {
     #[must_use]
     pub fn panic(&self) -> Option<&str> {
         self.panic.as_deref()
+    }
+
+    /// The registers.
+    #[must_use]
+    pub fn save(&self) -> [u8; STATE_BYTES] {
+        [
+            self.interrupt_enable,
+            u8::from(self.transmit_pending),
+            self.fifo,
+            self.line_control,
+            self.modem_control,
+            self.scratch,
+            self.divisor[0],
+            self.divisor[1],
+        ]
+    }
+
+    /// Takes over registers; every value is one that a guest could have written.
+    pub fn restore(&mut self, state: [u8; STATE_BYTES]) {
+        let [interrupt_enable, pending, fifo, line_control, modem_control, scratch, low, high] = state;
+        self.interrupt_enable = interrupt_enable & 0xf;
+        self.transmit_pending = pending != 0;
+        (self.fifo, self.line_control, self.scratch) = (fifo, line_control, scratch);
+        self.modem_control = modem_control & 0x1f;
+        self.divisor = [low, high];
     }
 
     fn latched(&self) -> bool {

@@ -1,12 +1,13 @@
-//! One thread per vCPU: runs the guest and answers its exits.
+//! A vCPU: runs the guest and answers its exits. Its thread is in [`super::threads`].
 
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_bindings::{
+    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_cpuid_entry2,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::KvmError;
 use super::bus::Bus;
@@ -25,6 +26,10 @@ pub struct Vcpu {
     pub outcome: Arc<Outcome>,
     /// What a KVM without hardware needs.
     pub quirk: Option<Software>,
+    /// The features that it was told to show. Some KVMs show more.
+    pub features: Vec<kvm_cpuid_entry2>,
+    /// How often it came out of the guest.
+    pub exits: Arc<AtomicU64>,
 }
 
 /// What is left to do once the borrow of the exit record has ended.
@@ -46,18 +51,6 @@ pub fn prepare_kicks() -> Result<(), KvmError> {
     register_signal_handler(SIGRTMIN(), ignore).map_err(KvmError::call("handle the vCPU signal"))
 }
 
-/// Stops the threads of a machine that has ended.
-pub fn stop(threads: Vec<JoinHandle<()>>) {
-    for thread in threads {
-        // A signal that comes between a thread's look at the outcome and its entry into the guest is lost: repeat.
-        while !thread.is_finished() {
-            let _ = thread.kill(SIGRTMIN());
-            thread::sleep(Duration::from_micros(100));
-        }
-        let _ = thread.join();
-    }
-}
-
 impl Drop for Vcpu {
     /// However its thread ends, a panic included, the machine does not go on without it. The first reason wins.
     fn drop(&mut self) {
@@ -66,9 +59,9 @@ impl Drop for Vcpu {
 }
 
 impl Vcpu {
-    /// Runs until the machine has ended.
-    pub fn run(mut self) {
-        while !self.outcome.has_ended() {
+    /// Runs until `stop` says so or the machine has ended. Then the vCPU's state is whole, and can be read.
+    pub fn run(&mut self, stop: impl Fn() -> bool) {
+        while !stop() && !self.outcome.has_ended() {
             match self.step() {
                 Next::Run => {}
                 Next::End(reason, what) => {
@@ -79,10 +72,21 @@ impl Vcpu {
                 Next::Msr { index, data } => self.msr(index, data),
             }
         }
+        self.complete();
+    }
+
+    /// Has KVM finish the instruction of the last exit, whose effect on the registers comes with the next entry (KVM's
+    /// documentation of KVM_RUN), without entering the guest.
+    fn complete(&mut self) {
+        self.fd.set_kvm_immediate_exit(1);
+        // Interrupted, as asked for.
+        let _ = self.fd.run();
+        self.fd.set_kvm_immediate_exit(0);
     }
 
     fn step(&mut self) -> Next {
         let bus = &self.bus;
+        self.exits.fetch_add(1, Ordering::Relaxed);
         match self.fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => bus.port_write(port, data),
             Ok(VcpuExit::IoIn(port, data)) => bus.port_read(port, data),
@@ -96,9 +100,10 @@ impl Vcpu {
             Ok(VcpuExit::X86Wrmsr(exit)) => return Next::Msr { index: exit.index, data: exit.data },
             Ok(VcpuExit::Intr) => {}
             Ok(VcpuExit::Shutdown) => return Next::End(ExitReason::TripleFault, "triple fault"),
-            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN | KVM_SYSTEM_EVENT_RESET, _)) => {
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
                 self.outcome.end(ExitReason::Shutdown, "");
             }
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => self.outcome.end(ExitReason::Reset, ""),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => {
                 return Next::End(ExitReason::Panic, "the guest reported a crash");
             }
@@ -109,13 +114,18 @@ impl Vcpu {
             }
             Ok(VcpuExit::MemoryFault { gpa, .. }) => {
                 let text = format!("guest memory at {gpa:#x} cannot be given: the host is out of memory");
-                self.outcome.end(ExitReason::Internal, text);
+                self.outcome.end(ExitReason::OutOfMemory, text);
             }
             Ok(other) => {
                 let text = format!("unexpected exit {other:?}");
                 self.outcome.end(ExitReason::Internal, text);
             }
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+            // The page behind guest memory could not be given: huge pages or the file's device are used up.
+            Err(error) if error.errno() == libc::EFAULT => {
+                let text = format!("guest memory cannot be given: {error}; {}", registers(&self.fd));
+                self.outcome.end(ExitReason::OutOfMemory, text);
+            }
             Err(error) => {
                 self.outcome.end(ExitReason::Internal, format!("KVM_RUN failed: {error}"));
             }

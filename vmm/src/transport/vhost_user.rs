@@ -170,6 +170,19 @@ impl Backend {
         self.device.name()
     }
 
+    /// One line for a diagnosis.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let queues = self.queues.iter().map(|queue| (queue.ready(), queue.size(), queue.next_avail()));
+        format!(
+            "{}: connected {}, features {:#x}, queues (ready, size, next) {:?}",
+            self.device.name(),
+            self.is_connected(),
+            self.accepted,
+            queues.collect::<Vec<_>>()
+        )
+    }
+
     /// Whether its front-end has come (it may have gone since).
     #[must_use]
     pub fn is_connected(&self) -> bool {

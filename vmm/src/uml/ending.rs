@@ -18,12 +18,25 @@ pub fn classify(status: i32, console: &str, connected: bool) -> (ExitReason, Str
         let what = line.split_once(PANIC).map_or(line, |(_, rest)| rest.trim_start_matches([':', ' ']));
         return (ExitReason::Panic, format!("the guest kernel panicked: {what}"));
     }
-    if console.contains(REBOOT) || status.success() {
+    if console.contains(REBOOT) {
+        return (ExitReason::Reset, String::new());
+    }
+    if status.success() {
         return (ExitReason::Shutdown, String::new());
     }
     let how = match (status.code(), status.signal()) {
+        (_, Some(libc::SIGSYS)) => {
+            let why = "the guest kernel made a system call that its jail does not allow";
+            return (ExitReason::JailViolation, why.to_owned());
+        }
+        (_, Some(libc::SIGBUS)) => {
+            let why = "the host had no memory left for the guest's RAM";
+            return (ExitReason::OutOfMemory, why.to_owned());
+        }
+        (_, Some(libc::SIGKILL)) => {
+            return (ExitReason::Killed, "the guest kernel's process was killed from outside".to_owned());
+        }
         (Some(code), _) => format!("exit status {code}"),
-        (_, Some(libc::SIGSYS)) => "a system call that its jail does not allow".to_owned(),
         (_, Some(signal)) => format!("signal {signal}"),
         _ => "no status".to_owned(),
     };
@@ -51,10 +64,7 @@ mod tests {
     fn ends_are_told_apart() {
         let exited = |code: i32| code << 8;
         assert_eq!(classify(exited(0), "", true).0, ExitReason::Shutdown);
-        assert_eq!(
-            classify(exited(1), "Failed to exec kernel: No such file\n", true).0,
-            ExitReason::Shutdown
-        );
+        assert_eq!(classify(exited(1), "Failed to exec kernel: No such file\n", true).0, ExitReason::Reset);
         let (reason, detail) =
             classify(6, "x\nKernel panic - not syncing: Attempted to kill init!\nmore", true);
         assert_eq!(
@@ -62,8 +72,13 @@ mod tests {
             (ExitReason::Panic, "the guest kernel panicked: Attempted to kill init!")
         );
         assert_eq!(classify(exited(1), "", false).0, ExitReason::BootFailed);
-        let (reason, detail) = classify(libc::SIGSYS, "", true);
-        assert_eq!(reason, ExitReason::Internal);
-        assert!(detail.contains("does not allow"), "{detail}");
+        for (signal, reason) in [
+            (libc::SIGSYS, ExitReason::JailViolation),
+            (libc::SIGBUS, ExitReason::OutOfMemory),
+            (libc::SIGKILL, ExitReason::Killed),
+            (libc::SIGSEGV, ExitReason::Internal),
+        ] {
+            assert_eq!(classify(signal, "", true).0, reason);
+        }
     }
 }

@@ -6,10 +6,10 @@
 //! that could narrow it.
 
 use libc::sock_filter;
-use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
+use seccompiler::{SeccompCmpArgLen, SeccompCmpOp};
 
 use super::UmlError;
-use crate::jail::filter::{self, FilterError, INIT, Rules, allow, instructions};
+use crate::jail::filter::{self, GUEST_INIT, Rules, allow, instructions, when};
 
 /// What is absent matters: mounts, namespaces, sockets but unix ones, opening by handle, keys, bpf, io_uring,
 /// userfaultfd, process_vm, and what shrinks a file (see the transport's memory).
@@ -124,19 +124,10 @@ pub fn kernel() -> Result<[Vec<sock_filter>; 2], UmlError> {
     Ok([instructions(&filter::compile(rules)?), instructions(&unsupported)])
 }
 
-fn when(
-    argument: u8,
-    length: SeccompCmpArgLen,
-    operator: SeccompCmpOp,
-    value: u64,
-) -> Result<SeccompRule, FilterError> {
-    Ok(SeccompRule::new(vec![SeccompCondition::new(argument, length, operator, value)?])?)
-}
-
 /// The filter of the jail's first process.
 ///
 /// # Errors
 /// The list cannot be compiled.
 pub fn init() -> Result<Vec<sock_filter>, UmlError> {
-    Ok(instructions(&allow(INIT)?))
+    Ok(instructions(&allow(GUEST_INIT)?))
 }

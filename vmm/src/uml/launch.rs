@@ -1,4 +1,5 @@
-//! Builds the jail and starts the guest kernel in it.
+//! Builds the jail and starts the guest kernel in it. Called by the VMM's process outside of its own jail, whose child
+//! the jail's first process is; the machine's process, which is made right after, has the other ends of its pipes.
 //!
 //! Everything between `clone` and `exec` runs on data that was prepared before: no allocation, no lock.
 
@@ -16,7 +17,7 @@ use super::filter;
 use crate::jail::limits::{self, Limits, Placement};
 use crate::jail::namespaces::{self, NOBODY};
 use crate::jail::sys::{self, Forked};
-use crate::jail::{At, Step, StepError};
+use crate::jail::{At, GuestProcess, Step, StepError};
 use crate::machine::Parts;
 
 /// Room in the jail's file system and in the guest's RAM file beside the guest's memory and the initramfs, in bytes.
@@ -24,10 +25,18 @@ const SLACK: u64 = 64 << 20;
 /// Most open descriptors of the guest kernel: some for each device, and one or two for each guest process.
 const MAX_DESCRIPTORS: u64 = 32 << 10;
 
-/// A started guest kernel, seen from this process.
+/// Least and most processes of a guest kernel: one for each address space of the guest. The guest itself cannot hold more
+/// than one in each 64 KiB of its memory.
+const MIN_PROCESSES: u64 = 256;
+const MAX_PROCESSES: u64 = 32 << 10;
+const PROCESSES_PER_MIB: u64 = 16;
+/// Most private memory of each of them, in bytes; the guest's RAM is a file and does not count.
+const PRIVATE_MEMORY: u64 = 64 << 20;
+
+/// A started guest kernel, as the machine's process sees it.
 pub struct Launched {
-    /// The jail's first process.
-    pub init: OwnedFd,
+    /// The jail's first process; readable when it is gone.
+    init: OwnedFd,
     /// A [`StepError`] if the jail could not be built; its end when the guest kernel has been started.
     pub started: PipeReader,
     /// The guest kernel's wait status, once.
@@ -35,9 +44,11 @@ pub struct Launched {
     /// The guest kernel's standard error.
     pub console: PipeReader,
     /// While it is open, the jail lives. A byte has the jail's first process remove what only the start needs.
-    pub lifeline: PipeWriter,
+    lifeline: Option<PipeWriter>,
     /// For each device the socket that its driver connects to.
     pub listeners: Vec<UnixListener>,
+    /// How guest kernel and devices are laid over the host's CPUs.
+    pub placement: Option<Placement>,
 }
 
 /// Everything that the child needs, in the form that system calls take.
@@ -56,7 +67,8 @@ struct Plan<'a> {
     init_filter: &'a [sock_filter],
     limits: Limits,
     placement: Option<Placement>,
-    /// Pipe ends: see [`Launched`]. `go` lets the child begin once its user is mapped; `input` is an empty one.
+    /// Pipe ends: see [`Launched`]. `go` lets the child begin once its user is mapped, and is at its end when the parent
+    /// is gone; `input` is an empty one.
     go: RawFd,
     /// The parent's ends of `go` and `lifeline`, of which the child must keep no copy: it would never see their end.
     parents: [RawFd; 2],
@@ -67,11 +79,13 @@ struct Plan<'a> {
     lifeline: RawFd,
 }
 
-/// Starts the machine's guest kernel, as far as this process can see without waiting; the rest arrives on the pipes.
+/// Starts the machine's guest kernel, as far as this process can see without waiting; the rest arrives on the pipes. This
+/// process must have one thread. It keeps the [`GuestProcess`], and gives the rest to the machine's process.
 ///
 /// # Errors
 /// The host refuses a resource or the namespaces.
-pub fn launch(parts: &Parts, placement: Option<Placement>) -> Result<Launched, UmlError> {
+pub fn launch(parts: &Parts) -> Result<(Launched, GuestProcess), UmlError> {
+    let placement = limits::place(std::process::id());
     let pipe = || io::pipe().map_err(UmlError::host("cannot make a pipe"));
     let (go_reader, go_writer) = pipe()?;
     let (started, started_writer) = pipe()?;
@@ -88,6 +102,8 @@ pub fn launch(parts: &Parts, placement: Option<Placement>) -> Result<Launched, U
         parts.initramfs.metadata().map_err(UmlError::host("cannot read the initramfs"))?.len();
     let memory = u64::from(parts.config.memory_mib) << 20;
     let size = memory.saturating_add(initramfs_size).saturating_add(SLACK);
+    let processes = u64::from(parts.config.memory_mib).saturating_mul(PROCESSES_PER_MIB);
+    let processes = processes.clamp(MIN_PROCESSES, MAX_PROCESSES);
     let kinds: Vec<u32> = parts.devices.iter().map(|device| device.device_type()).collect();
     let arguments = command::arguments(parts.config.memory_mib, &kinds, &parts.config.cmdline)?;
     let kernel_filters = filter::kernel()?;
@@ -121,7 +137,12 @@ pub fn launch(parts: &Parts, placement: Option<Placement>) -> Result<Launched, U
         environment: terminated(ENVIRONMENT.iter().map(|word| word.as_ptr())),
         kernel_filters: &kernel_filters,
         init_filter: &init_filter,
-        limits: Limits { file_size: size, descriptors: MAX_DESCRIPTORS },
+        limits: Limits {
+            file_size: size,
+            descriptors: MAX_DESCRIPTORS,
+            private_memory: PRIVATE_MEMORY,
+            processes: limits::counts_processes_by_namespace().then_some(processes),
+        },
         placement,
         go: go_reader.as_raw_fd(),
         parents: [go_writer.as_raw_fd(), lifeline.as_raw_fd()],
@@ -131,44 +152,48 @@ pub fn launch(parts: &Parts, placement: Option<Placement>) -> Result<Launched, U
         status: status_writer.as_raw_fd(),
         lifeline: lifeline_reader.as_raw_fd(),
     };
-    // The child's copy of a process that may not be looked into belongs to root in /proc, and could not be given its user.
-    let _ = sys::prctl(libc::PR_SET_DUMPABLE, 1);
-    // SAFETY: the child calls nothing but the functions of `jail` that are made for it, then exits or executes.
-    let forked = unsafe { sys::clone_process(namespaces::ALL | libc::CLONE_PIDFD) }.at(Step::Clone)?;
-    let (pid, init) = match forked {
+    // SAFETY: there is one thread; and the child calls nothing but the functions of `jail` that are made for it, then
+    // exits or executes.
+    let forked = unsafe { sys::clone_process(namespaces::ALL | libc::CLONE_PIDFD, parts.cgroup.directory()) };
+    let (pid, init) = match forked.at(Step::Clone)? {
         Forked::Child => init_process(&plan),
         Forked::Parent { pid, pidfd: Some(pidfd) } => (pid, pidfd),
         Forked::Parent { pidfd: None, .. } => {
             return Err(StepError { step: Step::Clone, errno: libc::ENOSYS }.into());
         }
     };
-    let launched = Launched { init, started, status, console, lifeline, listeners };
-    let mapped = namespaces::map_ids(pid);
-    let _ = sys::prctl(libc::PR_SET_DUMPABLE, 0);
-    if let Err(error) = mapped {
-        launched.kill();
-        let errno = error.raw_os_error().unwrap_or(libc::EIO);
-        return Err(StepError { step: Step::MapIds, errno }.into());
+    let seen = init.try_clone();
+    let process = GuestProcess { init, lifeline: go_writer };
+    let told = namespaces::map_ids(pid).map_err(|error| (Step::MapIds, error)).and_then(|()| {
+        // One byte: go.
+        sys::write(process.lifeline.as_raw_fd(), &[0])
+            .map_err(|errno| (Step::Clone, io::Error::from_raw_os_error(errno)))?;
+        seen.map_err(|error| (Step::Clone, error))
+    });
+    match told {
+        Ok(init) => {
+            let lifeline = Some(lifeline);
+            Ok((Launched { init, started, status, console, lifeline, listeners, placement }, process))
+        }
+        Err((step, error)) => {
+            process.kill();
+            Err(StepError { step, errno: error.raw_os_error().unwrap_or(libc::EIO) }.into())
+        }
     }
-    // One byte: go.
-    if let Err(errno) = sys::write(go_writer.as_raw_fd(), &[0]) {
-        launched.kill();
-        return Err(StepError { step: Step::Clone, errno }.into());
-    }
-    Ok(launched)
 }
 
 impl Launched {
     /// Ends everything in the jail, and waits until it is gone.
-    pub fn kill(&self) {
-        // Fails only if it is gone already.
-        let _ = sys::signal(self.init.as_raw_fd(), libc::SIGKILL);
-        let _ = sys::wait_for(self.init.as_raw_fd());
+    pub fn end(&mut self) {
+        drop(self.lifeline.take());
+        while !sys::wait_readable([self.init.as_raw_fd()])[0] {}
     }
 
     /// The devices are connected: has the jail's first process remove what only the start needed.
     pub fn clean_up(&self) {
-        let _ = sys::write(self.lifeline.as_raw_fd(), &[0]);
+        if let Some(lifeline) = &self.lifeline {
+            let _ = sys::write(lifeline.as_raw_fd(), &[0]);
+        }
     }
 }
 
@@ -187,10 +212,12 @@ fn init_process(plan: &Plan<'_>) -> ! {
 
 fn init(plan: &Plan<'_>) -> Result<(), StepError> {
     plan.parents.iter().for_each(|end| sys::close(*end));
-    // The parent's death is this process's, and so that of all that follows. If it died before this is said, `go` is at
-    // its end, and `lifeline` after that.
-    let die_with_parent =
-        || sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong).at(Step::Clone).map(drop);
+    // The parent's death is this process's, and so that of all that follows.
+    let die_with_parent = || {
+        let outcome = sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong).at(Step::Clone);
+        // It may have died before that call.
+        if sys::is_hung_up(plan.go) { sys::exit(1) } else { outcome.map(drop) }
+    };
     die_with_parent()?;
     sys::block_signals(true).at(Step::Clone)?;
     if sys::read(plan.go, &mut [0]).at(Step::Orphaned)? == 0 {
@@ -199,17 +226,18 @@ fn init(plan: &Plan<'_>) -> Result<(), StepError> {
     sys::become_user(NOBODY, NOBODY).at(Step::SetIds)?;
     // A change of user forgets it.
     die_with_parent()?;
-    namespaces::mount_empty_root(&plan.root_options)?;
+    namespaces::mount_empty_root(&plan.root_options, 0)?;
     sys::copy_to(plan.initramfs, &plan.initramfs_name).at(Step::CopyFile)?;
     for (socket, name) in &plan.sockets {
         sys::bind_and_listen(*socket, name).at(Step::Socket)?;
     }
     namespaces::enter_root()?;
-    limits::drop_privileges()?;
+    limits::drop_privileges(0)?;
     limits::apply(&plan.limits)?;
+    sys::prctl(libc::PR_SET_DUMPABLE, 0).at(Step::Capabilities)?;
     sys::notice_children().at(Step::Fork)?;
     // SAFETY: as in `launch`; there are no other threads.
-    let kernel = match unsafe { sys::clone_process(0) }.at(Step::Fork)? {
+    let kernel = match unsafe { sys::clone_process(0, None) }.at(Step::Fork)? {
         Forked::Child => kernel_process(plan),
         Forked::Parent { pid, .. } => pid,
     };

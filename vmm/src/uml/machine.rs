@@ -1,22 +1,28 @@
 //! The event loop of a running machine: its devices, its console, its supervisor, its end.
 
 use std::cell::RefCell;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
-use std::time::Instant;
 
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
 };
 
 use super::ending::{classify, read_status};
-use super::launch::{Launched, launch};
+use super::launch::Launched;
 use super::{BOUNDARY, UmlError};
+use crate::config::Fd;
 use crate::console::ConsoleRing;
-use crate::control::{ControlSocket, Event, ExitReason, Request};
-use crate::jail::{StepError, limits, sys};
-use crate::machine::Parts;
+use crate::control::{
+    Controlled, Diagnosis, Event, ExitReason, Refusal, Session, SnapshotRequest, SnapshotWritten, Statistics,
+    counters,
+};
+use crate::jail::cgroup::OutOfMemory;
+use crate::jail::filter::Role;
+use crate::jail::{StepError, sys};
+use crate::machine::{Confinement, Parts};
 use crate::transport::vhost_user::{Backend, FaultSlot};
+use crate::virtio::command::Command;
 
 const CONTROL: u32 = 0;
 const INIT: u32 = 1;
@@ -84,55 +90,53 @@ pub struct Machine {
     devices: Vec<Backend>,
     faults: FaultSlot,
     console: ConsoleRing,
-    arrival: Instant,
+    confinement: Confinement,
+    out_of_memory: OutOfMemory,
+    memory_bytes: u64,
 }
 
 impl Machine {
-    /// Builds the jail and starts the guest kernel.
+    /// Puts the devices behind their sockets, and this thread under its filter.
     ///
     /// # Errors
     /// The host refuses something.
-    pub fn start(parts: Parts, arrival: Instant) -> Result<Self, UmlError> {
-        let placement = limits::place(std::process::id());
-        let mut launched = launch(&parts, placement)?;
-        if let Some(placement) = &placement {
+    pub fn start(parts: Parts, mut launched: Launched) -> Result<Self, UmlError> {
+        if let Some(placement) = &launched.placement {
             // Devices and guest kernel work at the same time where there are two CPUs.
             let _ = sys::set_affinity(&placement.devices);
         }
         let faults = FaultSlot::default();
-        let limit = (u64::from(parts.config.memory_mib) << 20) + MEMORY_SLACK;
+        let memory_bytes = u64::from(parts.config.memory_mib) << 20;
         let listeners = std::mem::take(&mut launched.listeners);
-        let mut devices = Vec::new();
-        for (device, listener) in parts.devices.into_iter().zip(listeners) {
-            match Backend::new(device, listener, limit, faults.clone()) {
-                Ok(backend) => devices.push(backend),
-                Err(error) => {
-                    launched.kill();
-                    return Err(error.into());
-                }
-            }
-        }
-        Ok(Self { launched, devices, faults, console: parts.console, arrival })
+        let devices = parts.devices.into_iter().zip(listeners);
+        let devices = devices
+            .map(|(device, listener)| {
+                Backend::new(device, listener, memory_bytes + MEMORY_SLACK, faults.clone())
+            })
+            .collect::<Result<_, _>>()?;
+        let Parts { console, confinement, out_of_memory, .. } = parts;
+        confinement.confine(Role::UmlLoop)?;
+        Ok(Self { launched, devices, faults, console, confinement, out_of_memory, memory_bytes })
     }
 
     /// Serves the machine until it ends.
-    pub fn run(mut self, control: &ControlSocket) -> (ExitReason, String) {
-        let outcome = match self.serve(control) {
+    pub fn run(mut self, session: &mut Session) -> (ExitReason, String) {
+        let outcome = match self.serve(session) {
             Ok(outcome) => outcome,
             Err(error) => (ExitReason::Internal, UmlError::from(error).to_string()),
         };
-        self.launched.kill();
+        self.launched.end();
         self.read_console();
         outcome
     }
 
-    fn serve(&mut self, control: &ControlSocket) -> event_manager::Result<(ExitReason, String)> {
+    fn serve(&mut self, session: &mut Session) -> event_manager::Result<(ExitReason, String)> {
         let mut manager = EventManager::new()?;
         let ready = Rc::new(RefCell::new(Vec::new()));
         let launched = &self.launched;
         let fds = [
-            (control.as_raw_fd(), CONTROL),
-            (launched.init.as_raw_fd(), INIT),
+            (session.as_raw_fd(), CONTROL),
+            (launched.status.as_raw_fd(), INIT),
             (launched.started.as_raw_fd(), STARTED),
             (launched.console.as_raw_fd(), CONSOLE),
         ];
@@ -145,7 +149,10 @@ impl Machine {
             if let Some(fault) = faulted {
                 return Ok((ExitReason::Internal, fault.to_string()));
             }
-            for token in std::mem::take(&mut *ready.borrow_mut()) {
+            let mut tokens = std::mem::take(&mut *ready.borrow_mut());
+            // That the start failed explains the end, so it comes first.
+            tokens.sort_by_key(|token| *token != STARTED);
+            for token in tokens {
                 if token == INIT {
                     // What the guest sent last may not have been seen yet.
                     for id in &devices {
@@ -155,7 +162,14 @@ impl Machine {
                     }
                     return Ok(self.ended(connected));
                 }
-                if let Some(outcome) = self.on_ready(token, control) {
+                if token == CONTROL {
+                    let mut controls = Controls { machine: self, manager: &mut manager, devices: &devices };
+                    if let Some(end) = session.serve(&mut controls, None) {
+                        return Ok(end);
+                    }
+                    continue;
+                }
+                if let Some(outcome) = self.on_ready(token, session) {
                     return Ok(outcome);
                 }
                 if token == STARTED {
@@ -177,29 +191,19 @@ impl Machine {
         }
     }
 
-    fn on_ready(&self, token: u32, control: &ControlSocket) -> Option<(ExitReason, String)> {
+    fn on_ready(&self, token: u32, session: &mut Session) -> Option<(ExitReason, String)> {
         match token {
-            STARTED => self.on_started(control),
+            STARTED => self.on_started(session),
             CONSOLE => {
                 self.read_console();
                 None
             }
-            CONTROL => Some(match control.receive::<Request>() {
-                Ok(Some((Request::Kill, _))) => {
-                    (ExitReason::Killed, "the supervisor asked for it".to_owned())
-                }
-                Ok(None) => (ExitReason::Killed, "the supervisor went away".to_owned()),
-                Ok(Some((Request::Boot(_), _))) => {
-                    (ExitReason::Killed, "the supervisor asked for a second machine".to_owned())
-                }
-                Err(error) => (ExitReason::Killed, format!("the supervisor sent no valid request: {error}")),
-            }),
             _ => Some((ExitReason::Internal, "the machine cannot be watched".to_owned())),
         }
     }
 
     /// The jail is built and the guest kernel started, or not.
-    fn on_started(&self, control: &ControlSocket) -> Option<(ExitReason, String)> {
+    fn on_started(&self, session: &mut Session) -> Option<(ExitReason, String)> {
         let mut bytes = [0; 8];
         let length = sys::read(self.launched.started.as_raw_fd(), &mut bytes).unwrap_or(0);
         if length > 0 {
@@ -207,9 +211,11 @@ impl Machine {
             let why = why.map_or_else(|| "the jail could not be built".to_owned(), |error| error.to_string());
             return Some((ExitReason::BootFailed, why));
         }
-        let micros = u64::try_from(self.arrival.elapsed().as_micros()).unwrap_or(u64::MAX);
-        // If the supervisor is gone, its socket's end says so as well.
-        let _ = control.send(&Event::Started { micros, boundary: BOUNDARY.to_owned() }, &[]);
+        session.started(Event::Started {
+            micros: self.confinement.micros(),
+            boundary: BOUNDARY.to_owned(),
+            jail: self.confinement.strength,
+        });
         None
     }
 
@@ -225,12 +231,91 @@ impl Machine {
         }
     }
 
-    /// The jail's first process is gone.
+    /// The guest kernel has ended, or its jail.
     fn ended(&self, connected: bool) -> (ExitReason, String) {
         self.read_console();
-        match read_status(&self.launched.status) {
-            Some(status) => classify(status, &self.console.text(), connected),
-            None => (ExitReason::Internal, "the jail of the guest kernel was killed from outside".to_owned()),
+        let status = read_status(&self.launched.status);
+        let killed =
+            status.is_none_or(|status| libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL);
+        if killed && self.out_of_memory.happened() {
+            return (ExitReason::OutOfMemory, "the machine's control group ran out of memory".to_owned());
         }
+        match status {
+            Some(status) => classify(status, &self.console.text(), connected),
+            None => (ExitReason::Killed, "the jail of the guest kernel was killed from outside".to_owned()),
+        }
+    }
+}
+
+/// A running machine in the hands of its supervisor.
+struct Controls<'a> {
+    machine: &'a Machine,
+    manager: &'a mut EventManager<Subscriber>,
+    devices: &'a [SubscriberId],
+}
+
+impl Controls<'_> {
+    /// Every device, connected or not.
+    fn each(&mut self, mut see: impl FnMut(&mut Backend)) {
+        for id in self.devices {
+            if let Ok(Subscriber::Device(device)) = self.manager.subscriber_mut(*id) {
+                see(device);
+            }
+        }
+    }
+}
+
+impl Controlled for Controls<'_> {
+    fn pause(&mut self) -> Result<(), Refusal> {
+        Err(Refusal::unsupported(
+            "pause: the uml accelerator cannot stop a guest's processes; freeze the container in the guest instead",
+        ))
+    }
+
+    fn resume(&mut self) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn is_paused(&self) -> bool {
+        false
+    }
+
+    fn snapshot(&mut self, _: SnapshotRequest, _: Vec<OwnedFd>) -> Result<SnapshotWritten, Refusal> {
+        Err(Refusal::unsupported(
+            "snapshot: the uml accelerator's machine is the state of host processes, which cannot be saved; use kvm",
+        ))
+    }
+
+    fn working_set(&mut self, _: Fd, _: Vec<OwnedFd>) -> Result<(), Refusal> {
+        Err(Refusal::unsupported("working set: the uml accelerator has no snapshots"))
+    }
+
+    fn device(&mut self, name: &str, command: &Command) -> Result<(), Refusal> {
+        let mut outcome = None;
+        self.each(|device| {
+            if device.name() == name {
+                outcome = Some(device.command(command));
+            }
+        });
+        outcome.map_or_else(|| Err(Refusal::no_device(name)), |outcome| outcome.map_err(Refusal::from))
+    }
+
+    fn statistics(&mut self) -> Statistics {
+        let mut statistics = Statistics {
+            uptime_micros: self.machine.confinement.micros(),
+            memory_bytes: self.machine.memory_bytes,
+            ..Statistics::default()
+        };
+        self.each(|device| {
+            statistics.devices.insert(device.name().to_owned(), counters(device.counters()));
+        });
+        statistics
+    }
+
+    fn diagnose(&mut self) -> Diagnosis {
+        let statistics = self.statistics();
+        let mut devices = Vec::new();
+        self.each(|device| devices.push(device.describe()));
+        Diagnosis { statistics, vcpus: Vec::new(), devices, console: self.machine.console.text() }
     }
 }

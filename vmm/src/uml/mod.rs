@@ -4,9 +4,10 @@
 //! process reach all guest RAM), runs their code at native speed, and reaches our devices over
 //! [`crate::transport::vhost_user`]. The boundary is a user-space kernel in a jail, the class of gVisor.
 //!
-//! Processes: this one (the devices), below it the first process of the jail (waits, cleans up, passes on the exit
-//! status), below that the guest kernel, and below that one process per guest address space. When this process dies, by
-//! whatever means, the kernel kills the jail's first process, and with it all others of its process id namespace.
+//! Processes: the VMM's outer one; below it the machine's (the devices) and the first process of the guest kernel's jail
+//! (waits, cleans up, passes on the exit status); below that the guest kernel, and below that one process per guest
+//! address space. When one of the first two dies, by whatever means, the jail's first process ends, and with it the
+//! host's kernel kills all others of its process id namespace.
 //!
 //! The parts: [`command`] (what the kernel is told), [`launch`] (the jail and the start), [`filter`] (its system calls),
 //! [`machine`] (the event loop), [`ending`] (how it ended).
@@ -17,22 +18,21 @@ mod filter;
 mod launch;
 mod machine;
 
-use std::time::Instant;
-
-use crate::control::{ControlSocket, ExitReason, ExitReport};
+use crate::control::{ExitReason, ExitReport, Session};
 use crate::machine::Parts;
+
+pub use self::launch::{Launched, launch};
 
 /// The boundary that this accelerator gives, for people.
 pub const BOUNDARY: &str = "user-space kernel";
 
-/// Runs a machine to its end, and tells how it ended. [`crate::control::Event::Started`] is sent when the guest kernel
-/// begins, with the time since `arrival`; the caller sends the report. Call it on a thread that lives as long as the
-/// process: the machine dies with it.
+/// Runs a machine whose guest kernel has been launched to its end, and tells how it ended.
+/// [`crate::control::Event::Started`] is sent when the guest kernel begins; the caller sends the report.
 #[must_use]
-pub fn run(parts: Parts, control: &ControlSocket, arrival: Instant) -> ExitReport {
+pub fn run(parts: Parts, launched: Launched, session: &mut Session) -> ExitReport {
     let console = parts.console.clone();
-    let (reason, detail) = match machine::Machine::start(parts, arrival) {
-        Ok(machine) => machine.run(control),
+    let (reason, detail) = match machine::Machine::start(parts, launched) {
+        Ok(machine) => machine.run(session),
         Err(error) => (ExitReason::BootFailed, error.to_string()),
     };
     ExitReport { reason, detail, console: console.text() }

@@ -14,7 +14,9 @@ use std::os::fd::RawFd;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use virtio_queue::QueueT;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
+
+use crate::memory::GuestMemoryMmap;
 
 use self::statistics::Statistics;
 use super::chain::{Request, answer, next_request};
@@ -23,6 +25,7 @@ use super::serve::{Served, serve};
 use super::wake::Wake;
 use super::{DeviceError, Interrupt, Io, VirtioDevice, read_config_bytes, sys};
 use crate::config::{BalloonConfig, ConfigError};
+use crate::control::{Refusal, RefusalKind};
 
 /// Queues (section 5.5.2). The driver numbers those that there are without gaps, so the last two depend on what it accepted.
 const QUEUE_INFLATE: usize = 0;
@@ -260,6 +263,26 @@ impl VirtioDevice for Balloon {
         self.accepted = 0;
         self.actual = 0;
         self.held = None;
+    }
+
+    fn save(&self) -> Result<Vec<u8>, Refusal> {
+        let held = self.held.map_or(u32::MAX, u32::from);
+        Ok([self.target, self.actual, held].into_iter().flat_map(u32::to_le_bytes).collect())
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), Refusal> {
+        let malformed =
+            || Refusal::new(RefusalKind::Invalid, "balloon: the snapshot holds no state of a balloon");
+        let words: Vec<u32> =
+            state.chunks(4).filter_map(|word| word.try_into().ok().map(u32::from_le_bytes)).collect();
+        let [target, actual, held] = words[..] else { return Err(malformed()) };
+        if state.len() != 12 || target > self.limit {
+            return Err(malformed());
+        }
+        // The head of a buffer is checked when it is used, as if the driver had just offered it.
+        self.held = if held == u32::MAX { None } else { Some(u16::try_from(held).map_err(|_| malformed())?) };
+        (self.target, self.actual) = (target, actual);
+        Ok(())
     }
 
     fn command(&mut self, command: &Command, interrupt: &dyn Interrupt) -> Result<(), CommandError> {

@@ -25,8 +25,9 @@ use super::command::{Command, CommandError, Counter};
 use super::limiter::Throttle;
 use super::serve::serve;
 use super::wake::Wake;
-use super::{DeviceError, Interrupt, Io, VirtioDevice, read_config_bytes};
+use super::{DeviceError, Interrupt, Io, VirtioDevice, read_config_bytes, stateless};
 use crate::config::{DiskConfig, RateLimit, SECTOR_SIZE};
+use crate::control;
 
 /// Size of the request queue.
 const QUEUE_SIZES: &[u16] = &[256];
@@ -212,6 +213,15 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         self.disk.write_through = false;
+    }
+
+    fn save(&self) -> Result<Vec<u8>, control::Refusal> {
+        // All that it knows of its driver are the features.
+        Ok(Vec::new())
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), control::Refusal> {
+        stateless(self.name(), state)
     }
 
     fn command(&mut self, command: &Command, _interrupt: &dyn Interrupt) -> Result<(), CommandError> {

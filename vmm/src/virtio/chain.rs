@@ -8,7 +8,9 @@ use std::ops::Deref;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
+
+use crate::memory::{GuestMemoryMmap, VolatileSlice};
 
 use super::DeviceError;
 

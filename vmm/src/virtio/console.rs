@@ -12,9 +12,9 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 use super::command::Counter;
 use super::serve::{Served, serve};
 use super::wake::Wake;
-use super::{DeviceError, Io, VirtioDevice};
+use super::{DeviceError, Io, VirtioDevice, stateless};
 use crate::console::ConsoleRing;
-use crate::control::MAX_CONSOLE;
+use crate::control::{MAX_CONSOLE, Refusal};
 
 /// Queues (section 5.3.2): what is typed, of which there is nothing, and what is printed.
 const QUEUE_SIZES: &[u16] = &[16, 64];
@@ -101,6 +101,15 @@ impl VirtioDevice for Console {
     }
 
     fn reset(&mut self) {}
+
+    fn save(&self) -> Result<Vec<u8>, Refusal> {
+        // What was printed is the host's.
+        Ok(Vec::new())
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), Refusal> {
+        stateless(self.name(), state)
+    }
 
     fn counters(&self) -> Vec<Counter> {
         vec![("printed_bytes", self.bytes)]

@@ -12,11 +12,11 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
+use crate::memory::GuestMemoryMmap;
 use nix::sys::socket::{MsgFlags, SockType, getsockopt, recv, send, sockopt};
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
 
 use self::packet::{ANSWER_BYTES, DESTROY, MAX_PACKET, REQUEST_BYTES};
 use super::chain::{Request, answer, next_request};

@@ -23,7 +23,9 @@ pub mod wake;
 use std::os::fd::RawFd;
 
 use virtio_queue::Queue;
-use vm_memory::GuestMemoryMmap;
+
+use crate::control::{Refusal, RefusalKind};
+use crate::memory::GuestMemoryMmap;
 
 use self::command::{Command, CommandError, Counter};
 
@@ -136,6 +138,46 @@ pub trait VirtioDevice: Send {
     fn counters(&self) -> Vec<Counter> {
         Vec::new()
     }
+    /// All of the device's own state that its driver relies on, for a snapshot, at most
+    /// [`MAX_DEVICE_STATE`] bytes; queues and features are the transport's. What is bound to the host (connections,
+    /// timers) is not part of it: the driver must be able to go on without.
+    ///
+    /// # Errors
+    /// The device cannot be part of a snapshot.
+    fn save(&self) -> Result<Vec<u8>, Refusal> {
+        Err(Refusal::unsupported(format!("snapshot: {} cannot be part of one", self.name())))
+    }
+
+    /// Takes over what [`Self::save`] gave in another process. The driver's features have been set before.
+    ///
+    /// # Errors
+    /// The bytes are not such a state: they may come from anywhere.
+    fn restore(&mut self, _state: &[u8]) -> Result<(), Refusal> {
+        Err(Refusal::unsupported(format!("snapshot: {} cannot be part of one", self.name())))
+    }
+
+    /// The machine goes on after [`Self::restore`]: the time to tell the driver what it has lost.
+    ///
+    /// # Errors
+    /// As [`Self::queue_event`].
+    fn restored(&mut self, _io: &mut Io<'_>) -> Result<(), DeviceError> {
+        Ok(())
+    }
+}
+
+/// Most bytes of a device's own state in a snapshot.
+pub const MAX_DEVICE_STATE: usize = 64 << 10;
+
+/// Checks the state of a device that has none of its own.
+///
+/// # Errors
+/// There is one.
+pub fn stateless(name: &str, state: &[u8]) -> Result<(), Refusal> {
+    if state.is_empty() {
+        return Ok(());
+    }
+    let text = format!("{name}: the snapshot holds a state, of which the device has none");
+    Err(Refusal::new(RefusalKind::Invalid, text))
 }
 
 /// Copies the part of a configuration space that a driver asked for; what lies beyond its end stays zero.

@@ -30,8 +30,9 @@ use self::receive::Receiver;
 use self::send::Sender;
 use super::command::{Command, CommandError, Counter};
 use super::wake::Wake;
-use super::{DeviceError, Interrupt, Io, VirtioDevice, read_config_bytes};
+use super::{DeviceError, Interrupt, Io, VirtioDevice, read_config_bytes, stateless};
 use crate::config::{NetBackend, NetConfig};
+use crate::control::Refusal;
 
 /// Queue of buffers for frames to the guest (section 5.1.2).
 const QUEUE_RX: usize = 0;
@@ -207,6 +208,15 @@ impl VirtioDevice for Net {
     fn reset(&mut self) {
         self.receiver.reset();
         self.sender.reset();
+    }
+
+    fn save(&self) -> Result<Vec<u8>, Refusal> {
+        // Frames under way are lost, as on any wire; cable and limits are the host's.
+        Ok(Vec::new())
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), Refusal> {
+        stateless(self.name(), state)
     }
 
     fn command(&mut self, command: &Command, interrupt: &dyn Interrupt) -> Result<(), CommandError> {

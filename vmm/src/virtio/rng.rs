@@ -4,12 +4,13 @@ use std::io;
 use std::os::fd::RawFd;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
-use vm_memory::GuestMemoryMmap;
 
 use super::chain::Request;
 use super::serve::{Served, serve};
 use super::wake::Wake;
-use super::{DeviceError, Io, VirtioDevice, sys};
+use super::{DeviceError, Io, VirtioDevice, stateless, sys};
+use crate::control;
+use crate::memory::GuestMemoryMmap;
 
 /// Size of the request queue: the driver has one request under way at a time.
 const QUEUE_SIZES: &[u16] = &[64];
@@ -85,6 +86,15 @@ impl VirtioDevice for Rng {
     }
 
     fn reset(&mut self) {}
+
+    fn save(&self) -> Result<Vec<u8>, control::Refusal> {
+        // All that it knows of its driver are the features.
+        Ok(Vec::new())
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), control::Refusal> {
+        stateless(self.name(), state)
+    }
 }
 
 #[cfg(test)]

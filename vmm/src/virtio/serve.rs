@@ -1,12 +1,12 @@
 //! The loop that serves a request queue, with a bound on the work of one event.
 
 use virtio_queue::{QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
 
 use super::chain::{Request, answer, next_request};
 use super::limiter::Throttle;
 use super::wake::Wake;
 use super::{DeviceError, Io};
+use crate::memory::GuestMemoryMmap;
 
 /// Most requests served in one event.
 pub const MAX_REQUESTS: u32 = 64;

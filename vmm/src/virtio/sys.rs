@@ -5,12 +5,10 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{
-    GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, Permissions,
-    VolatileSlice,
-};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions};
 
 use super::DeviceError;
+use crate::memory::{GuestMemoryMmap, VolatileSlice};
 
 /// Most slices that one call takes (Linux's UIO_MAXIOV).
 pub const MAX_SLICES: usize = 1024;

@@ -6,19 +6,22 @@
 pub mod assembler;
 pub mod driver;
 pub mod files;
+pub mod memory;
+pub mod process;
 
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use vmm::config::{Accelerator, Fd, MachineConfig, NetBackend, NetConfig, RateLimit};
+use vmm::config::{Accelerator, Fd, HostConfig, MachineConfig, NetBackend, NetConfig, RateLimit};
 use vmm::console::ConsoleRing;
-use vmm::control::{ControlSocket, Event, ExitReport, Request};
+use vmm::control::{Client, ControlSocket, Event, ExitReport, Message, Request, Session};
+use vmm::jail::cgroup::{Cgroup, OutOfMemory};
 use vmm::kvm;
-use vmm::machine::Parts;
+use vmm::machine::{Confinement, Parts, Restore};
 use vmm::virtio::VirtioDevice;
 use vmm::virtio::block::Block;
 use vmm::virtio::block::extents::Extent;
@@ -53,6 +56,8 @@ pub struct Machine {
     pub devices: Vec<Box<dyn VirtioDevice>>,
     /// Ends the machine if it has not ended by itself.
     pub deadline: Duration,
+    pub host: HostConfig,
+    pub restore: Option<Restore>,
 }
 
 impl Machine {
@@ -67,6 +72,8 @@ impl Machine {
             cmdline: String::new(),
             devices: Vec::new(),
             deadline: Duration::from_secs(20),
+            host: HostConfig::default(),
+            restore: None,
         }
     }
 
@@ -106,8 +113,7 @@ impl Machine {
 
     /// Runs it to its end; `supervise` runs beside it once the guest has started, with the supervisor's end of the control
     /// socket, which is closed when it returns only if it takes it.
-    pub fn run_with(self, supervise: impl FnOnce(&mut Option<ControlSocket>) + Send) -> ExitReport {
-        let arrival = Instant::now();
+    pub fn run_with(self, supervise: impl FnOnce(&mut Option<Client>) + Send) -> ExitReport {
         let (ours, theirs) = ControlSocket::pair().unwrap();
         let deadline = self.deadline;
         let config = MachineConfig {
@@ -124,6 +130,7 @@ impl Machine {
             balloon: None,
             console: false,
             vsock: None,
+            host: self.host,
         };
         let parts = Parts {
             config,
@@ -132,24 +139,31 @@ impl Machine {
             kvm: self.kvm,
             devices: self.devices,
             console: ConsoleRing::default(),
+            cgroup: Cgroup::default(),
+            out_of_memory: OutOfMemory::default(),
+            confinement: Confinement::default(),
+            pagemap: File::open("/proc/self/pagemap").ok(),
+            restore: self.restore,
         };
         let (done, ended) = std::sync::mpsc::channel::<()>();
         thread::scope(|scope| {
             scope.spawn(move || {
                 // A machine that could not be built sends nothing; then the socket's other end closes.
-                let started = ours.receive::<Event>().ok().flatten();
+                let ours = Client::adopt(ours);
+                let started = ours.receive().ok().flatten();
                 let mut ours = Some(ours);
-                if matches!(started, Some((Event::Started { .. }, _))) {
+                if matches!(started, Some(Message::Event(Event::Started { .. }))) {
                     supervise(&mut ours);
                 }
                 if ended.recv_timeout(deadline) == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
-                    && let Some(ours) = &ours
+                    && let Some(ours) = &mut ours
                 {
-                    let _ = ours.send(&Request::Kill, &[]);
+                    let _ = ours.ask(Request::Kill, &[]);
                 }
             });
-            let report = kvm::run(parts, &theirs, arrival);
-            drop(theirs);
+            let mut session = Session::new(theirs);
+            let report = kvm::run(parts, &mut session);
+            drop(session);
             drop(done);
             report
         })

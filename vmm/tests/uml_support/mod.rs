@@ -21,10 +21,10 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use vmm::config::{
-    Accelerator, BalloonConfig, DiskConfig, ExtentConfig, Fd, MachineConfig, NetBackend, NetConfig,
-    RateLimit, ShareConfig, VsockConfig, VsockPort,
+    Accelerator, BalloonConfig, DiskConfig, ExtentConfig, Fd, HostConfig, MachineConfig, NetBackend,
+    NetConfig, RateLimit, ShareConfig, VsockConfig, VsockPort,
 };
-use vmm::control::{ControlSocket, Event, ExitReport, Request};
+use vmm::control::{Answer, Client, ControlSocket, Event, ExitReport, Message, Request};
 
 /// The port that the test guest connects to.
 pub const PORT: u32 = 1024;
@@ -58,29 +58,39 @@ macro_rules! kernel_or_skip {
 }
 
 /// The initramfs with the test guest, made once.
-fn initramfs() -> &'static Path {
+pub fn initramfs() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
-    MADE.get_or_init(|| {
-        let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/uml_support/guest.rs");
-        let stamp = std::fs::metadata(&source).unwrap().mtime();
-        let archive = directory.join(format!("uml-guest-{stamp}.cpio"));
-        if !archive.exists() {
-            let unique = format!("uml-guest-{stamp}-{}", std::process::id());
-            let program = directory.join(&unique);
-            let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-            let flags =
-                ["--edition=2024", "-O", "-Ctarget-feature=+crt-static", "-Cpanic=abort", "-Cstrip=symbols"];
-            let status =
-                Command::new(rustc).args(flags).arg("-o").arg(&program).arg(&source).status().unwrap();
-            assert!(status.success(), "the test guest does not compile");
-            let made = directory.join(format!("{unique}.cpio"));
-            std::fs::write(&made, cpio(&std::fs::read(&program).unwrap())).unwrap();
-            std::fs::remove_file(program).unwrap();
-            std::fs::rename(made, &archive).unwrap();
-        }
-        archive
-    })
+    MADE.get_or_init(|| made("guest", ".cpio", |program| cpio(&program)))
+}
+
+/// The program that stands in for a guest kernel and attacks, made once.
+pub fn attacker() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| made("attacker", "", |program| program))
+}
+
+/// Compiles a program of this directory statically, once for each of its versions, and keeps what is made of it.
+fn made(name: &str, suffix: &str, finish: impl FnOnce(Vec<u8>) -> Vec<u8>) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/uml_support/{name}.rs"));
+    let stamp = std::fs::metadata(&source).unwrap().mtime();
+    let product = directory.join(format!("uml-{name}-{stamp}{suffix}"));
+    if !product.exists() {
+        let unique = format!("uml_{name}_{stamp}_{}", std::process::id());
+        let program = directory.join(&unique);
+        let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+        let flags =
+            ["--edition=2024", "-O", "-Ctarget-feature=+crt-static", "-Cpanic=abort", "-Cstrip=symbols"];
+        let status = Command::new(rustc).args(flags).arg("-o").arg(&program).arg(&source).status().unwrap();
+        assert!(status.success(), "{name} does not compile");
+        let half = directory.join(format!("{unique}.half"));
+        std::fs::write(&half, finish(std::fs::read(&program).unwrap())).unwrap();
+        std::fs::set_permissions(&half, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::remove_file(program).unwrap();
+        std::fs::rename(half, &product).unwrap();
+    }
+    product
 }
 
 /// A cpio archive (newc) with /init, /dev and what a program's start needs in it.
@@ -113,7 +123,7 @@ fn cpio(init: &[u8]) -> Vec<u8> {
 /// A running VMM, its control socket and the host's end of the guest's port.
 pub struct Machine {
     pub vmm: Child,
-    pub control: ControlSocket,
+    pub control: Client,
     pub stream: UnixStream,
     /// When the VMM's process was started.
     pub began: Instant,
@@ -136,6 +146,7 @@ pub struct Setup {
     pub balloon: Option<BalloonConfig>,
     /// Run the VMM as this user.
     pub uid: Option<u32>,
+    pub host: HostConfig,
 }
 
 impl Setup {
@@ -151,11 +162,17 @@ impl Setup {
             shares: Vec::new(),
             balloon: None,
             uid: None,
+            host: HostConfig::default(),
         }
     }
 
     /// Starts the VMM and sends it the machine.
     pub fn boot(self) -> Machine {
+        self.boot_after(|_| {})
+    }
+
+    /// As [`Self::boot`]; `before` is called with the VMM's process id before it is given its machine.
+    pub fn boot_after(self, before: impl FnOnce(u32)) -> Machine {
         let (control, theirs) = ControlSocket::pair().unwrap();
         let (stream, inner) = UnixStream::pair().unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -206,10 +223,13 @@ impl Setup {
                 listener: listener_fd,
                 ports: vec![VsockPort { port: PORT, socket: Fd(2) }],
             }),
+            host: self.host,
         };
         let began = Instant::now();
         let vmm = spawn(theirs, self.uid);
-        control.send(&Request::Boot(Box::new(config)), &descriptors).unwrap();
+        before(vmm.id());
+        let mut control = Client::new(control).unwrap();
+        control.ask(Request::Boot(Box::new(config)), &descriptors).unwrap();
         drop(inner);
         let listener = listener.map(|(_, directory, path)| (directory, path));
         Machine { vmm, control, stream, began, listener }
@@ -262,12 +282,25 @@ impl Machine {
 
     /// The next event, within the time that anything may take.
     pub fn event(&self) -> Event {
+        loop {
+            match self.message() {
+                Message::Event(event) => return event,
+                Message::Reply { answer: Answer::Done | Answer::Hello { .. }, .. } => {}
+                Message::Reply { answer: Answer::Refused(_), .. } => {}
+                Message::Reply { answer, .. } => panic!("{answer:?}"),
+            }
+        }
+    }
+
+    /// The next message, within that time.
+    pub fn message(&self) -> Message {
         use std::os::fd::AsRawFd;
-        let mut poll = libc::pollfd { fd: self.control.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let fd = self.control.as_fd().as_raw_fd();
+        let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let patience = PATIENCE.as_millis() as i32;
         // SAFETY: one entry.
         assert_eq!(unsafe { libc::poll(&raw mut poll, 1, patience) }, 1, "the VMM says nothing");
-        self.control.receive::<Event>().unwrap().expect("the VMM is gone without a word").0
+        self.control.receive().unwrap().expect("the VMM is gone without a word")
     }
 
     /// Reads exactly this from the guest.
@@ -303,10 +336,28 @@ impl Machine {
         stream
     }
 
+    /// The guest kernel's jail: its first process, the kernel, the guest's processes.
+    pub fn guest(&self) -> Vec<i32> {
+        let init = children(self.vmm.id() as i32)[0];
+        std::iter::once(init).chain(below(init)).collect()
+    }
+
+    /// The VMM's process in its jail.
+    pub fn inner(&self) -> i32 {
+        children(self.vmm.id() as i32)[1]
+    }
+
     /// All processes below the VMM, itself not included.
     pub fn descendants(&self) -> Vec<i32> {
+        below(self.vmm.id() as i32)
+    }
+}
+
+/// All processes below one.
+fn below(pid: i32) -> Vec<i32> {
+    {
         let mut all = Vec::new();
-        let mut unseen = vec![self.vmm.id() as i32];
+        let mut unseen = vec![pid];
         while let Some(pid) = unseen.pop() {
             let children = children(pid);
             all.extend(&children);

@@ -1,8 +1,8 @@
 //! Instructions that KVM's emulator lacks, finished from outside.
 
+use crate::memory::GuestMemoryMmap;
 use kvm_bindings::{KVM_VCPUEVENT_VALID_PAYLOAD, kvm_regs};
 use kvm_ioctls::VcpuFd;
-use vm_memory::GuestMemoryMmap;
 
 use super::decode::{Instruction, Map, Operand, decode, general};
 use super::linear::{Fault, Linear};

@@ -16,9 +16,9 @@ mod linear;
 mod syscall;
 mod xsave;
 
+use crate::memory::GuestMemoryMmap;
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use kvm_ioctls::{VcpuFd, VmFd};
-use vm_memory::GuestMemoryMmap;
 
 use self::syscall::Trampoline;
 use self::xsave::Layout;
@@ -60,6 +60,17 @@ impl Software {
     pub fn prepare(vm: &VmFd, memory: &GuestMemoryMmap, supported: &CpuId) -> Result<Self, KvmError> {
         let (memory, layout) = (memory.clone(), Layout::new(supported));
         Ok(Self { memory, trampoline: Trampoline::install(vm)?, layout })
+    }
+
+    /// What a snapshot must hold of it.
+    #[must_use]
+    pub fn save(&self) -> u64 {
+        self.trampoline.entry()
+    }
+
+    /// Takes over what [`Self::save`] gave: an address of the guest's, of which any is harmless.
+    pub fn restore(&mut self, state: u64) {
+        self.trampoline.set_entry(state);
     }
 
     /// Whether a store to this address is the trampoline's.

@@ -5,11 +5,12 @@
 //! through an entry of the guest's top-level page table that Linux does not use and copies into every process.
 //! The trampoline is one store to an address that is not memory. On that exit the vCPU is put where SYSCALL should have put it.
 
+use crate::memory::GuestMemoryMmap;
 use kvm_bindings::{
     KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER, Msrs, kvm_enable_cap, kvm_msr_entry, kvm_regs,
 };
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::kvm::{KvmError, memory};
 
@@ -70,7 +71,7 @@ impl Trampoline {
         code.extend(VIRTUAL_DOOR.to_le_bytes());
         code.extend([0xeb, 0xf5]);
         slot.write_slice(&code, GuestAddress(CODE)).map_err(KvmError::Write)?;
-        memory::plug(vm, &slot, SLOT_NUMBER)?;
+        memory::plug(vm, &slot, SLOT_NUMBER, false)?;
 
         let mut cap = kvm_enable_cap { cap: KVM_CAP_X86_USER_SPACE_MSR, ..Default::default() };
         cap.args[0] = u64::from(KVM_MSR_EXIT_REASON_FILTER);
@@ -85,6 +86,17 @@ impl Trampoline {
         vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[range])
             .map_err(KvmError::call("filter model-specific registers"))?;
         Ok(Self { entry: 0, _slot: slot })
+    }
+
+    /// The guest's own LSTAR.
+    #[must_use]
+    pub fn entry(&self) -> u64 {
+        self.entry
+    }
+
+    /// Sets it, after a restore.
+    pub fn set_entry(&mut self, entry: u64) {
+        self.entry = entry;
     }
 
     /// Whether a store to this guest physical address is the trampoline's.

@@ -2,7 +2,8 @@
 
 use std::fs::File;
 
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+use crate::memory::GuestMemoryMmap;
+use vm_memory::{FileOffset, GuestAddress};
 
 use super::wire::Body;
 

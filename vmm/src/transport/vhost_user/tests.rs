@@ -7,9 +7,10 @@ use std::io::{IoSlice, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
+use crate::memory::GuestMemoryMmap;
 use event_manager::{EventManager, SubscriberId, SubscriberOps};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, FileOffset, GuestAddress};
 
 use super::{Backend, FaultSlot};
 use crate::config::{Fd, NetBackend, NetConfig, RateLimit};
@@ -158,8 +159,7 @@ fn a_device_works_from_first_message_to_interrupt() {
     it.share_memory();
     let file = FileOffset::new(it.ram.try_clone().unwrap(), 0);
     let memory =
-        GuestMemoryMmap::<()>::from_ranges_with_files([(GuestAddress(BASE), RAM as usize, Some(file))])
-            .unwrap();
+        GuestMemoryMmap::from_ranges_with_files([(GuestAddress(BASE), RAM as usize, Some(file))]).unwrap();
     // One writable buffer of 64 bytes, available.
     let (table, available, used, buffer) = (BASE, BASE + 0x1000, BASE + 0x2000, BASE + 0x3000);
     let mut descriptor = double_words(&[buffer]);

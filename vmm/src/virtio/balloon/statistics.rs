@@ -1,6 +1,6 @@
 //! What the guest tells of its memory (virtio 1.2 section 5.5.6.3). Nothing of it is checked, and nothing relies on it.
 
-use vm_memory::GuestMemoryMmap;
+use crate::memory::GuestMemoryMmap;
 
 use crate::virtio::DeviceError;
 use crate::virtio::chain::Buffer;

@@ -8,7 +8,9 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
     VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
-use vm_memory::{Bytes, GuestMemoryMmap, VolatileSlice};
+use vm_memory::Bytes;
+
+use crate::memory::{GuestMemoryMmap, VolatileSlice};
 
 use super::extents::{ExtentMap, Piece};
 use super::{MAX_DATA, MAX_RANGE_SECTORS, MAX_RANGES};

@@ -2,8 +2,8 @@
 
 use std::os::fd::AsFd;
 
+use crate::memory::GuestMemoryMmap;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::GuestMemoryMmap;
 
 use super::cable::Received;
 use super::header::{HEADER_BYTES, Header, MAX_FRAME, Offloads};

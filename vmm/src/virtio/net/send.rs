@@ -3,8 +3,8 @@
 use std::io;
 use std::os::fd::AsFd;
 
+use crate::memory::GuestMemoryMmap;
 use virtio_queue::{QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
 
 use super::cable::Sent;
 use super::header::{ETHERNET_BYTES, HEADER_BYTES, Header, MAX_FRAME, Offloads};

@@ -10,8 +10,9 @@ use virtio_queue::{QueueOwnedT, QueueT};
 
 use super::muxer::Muxer;
 use super::packet::{HEADER_SIZE, Header};
+use crate::control::Refusal;
 use crate::virtio::chain::{Request, answer, next_request};
-use crate::virtio::{DeviceError, Io, VirtioDevice, read_config_bytes};
+use crate::virtio::{DeviceError, Io, VirtioDevice, read_config_bytes, stateless};
 
 /// Device type number (virtio 1.2 section 5).
 pub const TYPE_VSOCK: u32 = 19;
@@ -19,7 +20,7 @@ pub const TYPE_VSOCK: u32 = 19;
 pub const QUEUE_RX: usize = 0;
 /// Queue of packets from the guest.
 pub const QUEUE_TX: usize = 1;
-/// Queue of buffers for events; none is ever sent.
+/// Queue of buffers for events; one is sent, after a restore.
 pub const QUEUE_EVENT: usize = 2;
 
 /// VIRTIO_VSOCK_F_STREAM (section 5.10.3).
@@ -28,6 +29,9 @@ const FEATURE_STREAM: u64 = 1 << 0;
 const FEATURE_INDIRECT: u64 = 1 << 28;
 /// VIRTIO_F_EVENT_IDX (section 6).
 const FEATURE_EVENT_IDX: u64 = 1 << 29;
+
+/// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET, as struct virtio_vsock_event.
+const EVENT_TRANSPORT_RESET: [u8; 4] = [0; 4];
 
 const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
 /// Most data in one packet to the guest and in one copy from it, in bytes.
@@ -104,7 +108,11 @@ impl Vsock {
         Ok(more)
     }
 
-    fn take(&mut self, memory: &vm_memory::GuestMemoryMmap, request: &Request) -> Result<(), DeviceError> {
+    fn take(
+        &mut self,
+        memory: &crate::memory::GuestMemoryMmap,
+        request: &Request,
+    ) -> Result<(), DeviceError> {
         let mut bytes = [0; HEADER_SIZE];
         request.readable.read(memory, 0, &mut bytes)?;
         let header = Header::decode(&bytes);
@@ -212,6 +220,28 @@ impl VirtioDevice for Vsock {
 
     fn reset(&mut self) {
         self.muxer.reset();
+    }
+
+    fn save(&self) -> Result<Vec<u8>, Refusal> {
+        // Connections are the host's: the driver is told that they are gone.
+        Ok(Vec::new())
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), Refusal> {
+        stateless(self.name(), state)
+    }
+
+    /// All connections of before are gone, and the context id may be another (section 5.10.6.7, transport reset).
+    fn restored(&mut self, io: &mut Io<'_>) -> Result<(), DeviceError> {
+        let Some(queue) = io.queues.get_mut(QUEUE_EVENT).filter(|queue| queue.ready()) else {
+            return Ok(());
+        };
+        if let Some(request) = next_request(queue, io.memory)? {
+            request.writable.write(io.memory, 0, &EVENT_TRANSPORT_RESET)?;
+            answer(queue, io.memory, request.head, 4)?;
+            io.interrupt.queue_used(QUEUE_EVENT);
+        }
+        Ok(())
     }
 }
 
