@@ -59,6 +59,11 @@ impl Registries {
             }
             (Document::Manifest(_), None) => Vec::new(),
         };
-        Ok(Found { media_type: descriptor.media_type, digest: descriptor.digest, size: descriptor.size, platforms })
+        Ok(Found {
+            media_type: descriptor.media_type,
+            digest: descriptor.digest,
+            size: descriptor.size,
+            platforms,
+        })
     }
 }
