@@ -1,6 +1,7 @@
 //! `bulkhead serve`: the daemon, for Docker's clients and for those who want one place for everything.
 
 use std::path::Path;
+use std::time::Duration;
 
 use api::server::{Address, ServeError, TlsFiles};
 use engine::paths::Paths;
@@ -8,6 +9,9 @@ use engine::{Engine, EngineError};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::Serve;
+
+/// How often the daemon looks whether a supervisor has died.
+const INTERVAL: Duration = Duration::from_secs(2);
 
 pub fn execute(paths: Paths, args: &Serve) -> Result<u8, EngineError> {
     let options = options(args)?;
@@ -21,6 +25,7 @@ pub fn execute(paths: Paths, args: &Serve) -> Result<u8, EngineError> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(EngineError::io("blocking signals"))?;
         let engine = Engine::open(paths)?;
         let listeners = options.bind().await.map_err(refused)?;
+        tokio::spawn(look_after(engine.clone()));
         let end = async move {
             tokio::select! {
                 _ = terminate.recv() => {}
@@ -30,6 +35,23 @@ pub fn execute(paths: Paths, args: &Serve) -> Result<u8, EngineError> {
         api::serve(engine, listeners, end).await.map_err(refused)
     })?;
     Ok(0)
+}
+
+/// Starts what is meant to run, now and whenever a supervisor has died.
+async fn look_after(engine: Engine) {
+    let mut failed = engine.recover().await;
+    loop {
+        match failed {
+            Ok(containers) => {
+                for (container, error) in containers {
+                    eprintln!("bulkhead: {} was not started again: {error}", container.name);
+                }
+            }
+            Err(error) => eprintln!("bulkhead: the containers cannot be looked after: {error}"),
+        }
+        tokio::time::sleep(INTERVAL).await;
+        failed = engine.look_after().await;
+    }
 }
 
 fn options(args: &Serve) -> Result<api::Options, EngineError> {
