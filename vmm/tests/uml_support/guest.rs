@@ -194,6 +194,21 @@ fn main() {
             }
             writeln!(stream, "{}", memory("MemTotal:")).expect("write");
         }
+        // Tells whenever the host has taken memory, and given it back.
+        Ok("balloon-live") => {
+            processes();
+            let mut stream = dial(PORT).expect("dial");
+            let all = memory("MemTotal:");
+            writeln!(stream, "all").expect("write");
+            while memory("MemTotal:") > all - (24 << 10) {
+                std::thread::yield_now();
+            }
+            writeln!(stream, "less").expect("write");
+            while memory("MemTotal:") < all {
+                std::thread::yield_now();
+            }
+            writeln!(stream, "again").expect("write");
+        }
         // Uses memory, and stops using it.
         Ok("report") => {
             processes();
