@@ -263,7 +263,7 @@ mod tests {
             ("a status that does not exist", |state| state.status = 0x1ff),
             ("features", |state| state.accepted = u64::MAX),
             ("a queue outside guest memory", |state| state.queues[0].used = 0x10_0000 - 4),
-            ("a queue outside guest memory", |state| state.queues[0].descriptors = u64::MAX & !0xf),
+            ("a queue outside guest memory", |state| state.queues[0].descriptors = !0xf),
             ("a queue that cannot be", |state| state.queues[0].size = 7),
             ("a queue that cannot be", |state| state.queues[0].available = 1),
             ("too large", |state| state.device = vec![0; MAX_DEVICE_STATE + 1]),
