@@ -69,7 +69,7 @@ fn run_takes_dockers_options() {
         run(&["--security-opt", "no-new-privileges"], "grep NoNewPrivs /proc/self/status | cut -f2"),
         "1"
     );
-    assert_eq!(run(&["--init"], "ps -o comm | head -2 | tail -1").contains("sh"), false);
+    assert_eq!(run(&["--init"], "ps -o comm | sed -n 2p"), "init");
     let memory = run(&["-m", "64m"], "cat /sys/fs/cgroup/memory.max");
     assert_eq!(memory, (64 << 20).to_string());
     assert_eq!(run(&["--pids-limit", "50"], "cat /sys/fs/cgroup/pids.max"), "50");
@@ -395,7 +395,8 @@ fn images_are_pulled_and_pushed() {
     );
     // What the registry has under the name, without pulling it; docker's command line has no verb for that.
     let url = format!("http://x/distribution/{name}/json");
-    let asked = Command::new("curl").args(["-sS", "--unix-socket"]).arg(daemon.socket()).arg(url).output().unwrap();
+    let asked =
+        Command::new("curl").args(["-sS", "--unix-socket"]).arg(daemon.socket()).arg(url).output().unwrap();
     let told: serde_json::Value = serde_json::from_slice(&asked.stdout).unwrap();
     assert!(pushed.contains(told["Descriptor"]["digest"].as_str().unwrap()), "{told}");
     assert_eq!(told["Platforms"][0]["architecture"], "amd64", "{told}");

@@ -32,7 +32,8 @@ fn until(condition: Option<&str>) -> Result<Until, ApiError> {
 async fn wait(State(app): State<App>, Path(id): Path<String>, query: Query) -> Answer {
     let until = until(query.text("condition"))?;
     let waiting = app.engine.wait(&id, until).await?;
-    let end = futures_util::stream::once(async move { Ok::<_, std::io::Error>(finish(waiting, until).await) });
+    let end =
+        futures_util::stream::once(async move { Ok::<_, std::io::Error>(finish(waiting, until).await) });
     Ok(body::with_type(StatusCode::OK, "application/json", Body::from_stream(end)))
 }
 
