@@ -3,7 +3,9 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use bulkhead_tests::daemon::Daemon;
 use bulkhead_tests::registry::Registry;
@@ -264,20 +266,11 @@ fn the_keys_leave_a_terminal() {
     let Some(daemon) = Daemon::with_docker() else { return };
     let _ = daemon.ok(&["run", "-d", "-it", "--name", "term", "busybox", "cat"]);
     // The daemon handles the keys whatever the client does: raw bytes over the socket, without docker's command line.
-    let mut socket = std::os::unix::net::UnixStream::connect(daemon.socket()).unwrap();
-    socket
-        .write_all(
-            b"POST /v1.43/containers/term/attach?stream=1&stdin=1&stdout=1&detachKeys=ctrl-a,x HTTP/1.1\r\nHost: x\r\n\
-              Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n",
-        )
-        .unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        socket.read_exact(&mut byte).unwrap();
-        head.push(byte[0]);
-    }
-    let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+    let (mut socket, head) = taken_over(
+        &daemon,
+        "POST /v1.43/containers/term/attach?stream=1&stdin=1&stdout=1&detachKeys=ctrl-a,x HTTP/1.1\r\nHost: x\r\n\
+         Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n",
+    );
     assert!(
         head.starts_with("http/1.1 101 ") && head.contains("application/vnd.docker.raw-stream"),
         "{head}"
@@ -288,6 +281,38 @@ fn the_keys_leave_a_terminal() {
     assert!(rest.contains("hi"), "{rest:?}");
     assert_eq!(daemon.ok(&["inspect", "-f", "{{.State.Running}}", "term"]), "true", "it runs on");
     let _ = daemon.ok(&["rm", "-f", "term"]);
+}
+
+/// Raw HTTP over the daemon's socket; returns it with the answer's head.
+fn taken_over(daemon: &Daemon, request: &str) -> (UnixStream, String) {
+    let mut socket = UnixStream::connect(daemon.socket()).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    socket.write_all(request.as_bytes()).unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        socket.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    (socket, String::from_utf8(head).unwrap().to_ascii_lowercase())
+}
+
+#[test]
+fn a_websocket_attaches() {
+    let Some(daemon) = Daemon::with_docker() else { return };
+    let _ = daemon.ok(&["run", "-d", "-i", "--name", "echo", "busybox", "cat"]);
+    let (mut socket, head) = taken_over(
+        &daemon,
+        "GET /containers/echo/attach/ws?stream=1&stdin=1&stdout=1 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n\
+         Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    );
+    assert!(head.starts_with("http/1.1 101 ") && head.contains("sec-websocket-accept: "), "{head}");
+    // A client's frames are masked (here with zeros), the server's are not (RFC 6455, section 5.2).
+    socket.write_all(b"\x82\x83\0\0\0\0hi\n").unwrap();
+    let mut frame = [0; 5];
+    socket.read_exact(&mut frame).unwrap();
+    assert_eq!(&frame, b"\x82\x03hi\n", "without Docker's frames");
+    let _ = daemon.ok(&["rm", "-f", "echo"]);
 }
 
 #[test]
@@ -413,7 +438,11 @@ fn images_are_pulled_and_pushed() {
     assert!(again.contains("Image is up to date for"), "{again}");
     assert_eq!(daemon.ok(&["pull", "-q", &name]), name);
     daemon.fails(1, "not found", &["pull", &format!("{}/some/busybox:v2", registry.address)]);
-    daemon.fails(125, "not found", &["run", "--rm", &format!("{}/no/thing", registry.address)]);
+    daemon.fails(
+        125,
+        "pull access denied for no/thing",
+        &["run", "--rm", &format!("{}/no/thing", registry.address)],
+    );
 }
 
 #[test]
