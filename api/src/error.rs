@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use engine::EngineError;
-use engine::error::{Advice, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, Refusal};
+use engine::error::Advice;
 use image_unpack::Error as ImageError;
 use serde::{Deserialize, Serialize};
 
@@ -166,7 +166,6 @@ fn words(error: &EngineError) -> (StatusCode, String) {
         E::NetworkInUse { name, why } => {
             (StatusCode::FORBIDDEN, format!("error while removing network: network {name}: {why}"))
         }
-        E::Supervisor(refusal) => refusal_words(refusal),
         E::Guest(failure) => (failure_status(failure), failure.text.clone()),
         E::Conflict(message) => (StatusCode::CONFLICT, message.clone()),
         E::Invalid(message) => (StatusCode::BAD_REQUEST, message.clone()),
@@ -192,20 +191,6 @@ fn failure_status(failure: &Failure) -> StatusCode {
         FailureKind::NotADirectory | FailureKind::ReadOnly | FailureKind::Other => {
             StatusCode::INTERNAL_SERVER_ERROR
         }
-    }
-}
-
-/// What a supervisor refused. It tells errors as texts; those that Docker has a status for are known by them.
-fn refusal_words(refusal: &Refusal) -> (StatusCode, String) {
-    let what = refusal.what.as_str();
-    let state = ["is not running", "is running", "is paused", "is not paused"];
-    match refusal.exit_code {
-        EXIT_NOT_FOUND => (StatusCode::BAD_REQUEST, start_words(FailureKind::NotFound, &refusal.why)),
-        EXIT_NOT_EXECUTABLE => {
-            (StatusCode::BAD_REQUEST, start_words(FailureKind::NotExecutable, &refusal.why))
-        }
-        _ if state.iter().any(|end| what.ends_with(end)) => (StatusCode::CONFLICT, what.to_owned()),
-        _ => (StatusCode::INTERNAL_SERVER_ERROR, format!("{what}: {}", refusal.why)),
     }
 }
 

@@ -9,7 +9,7 @@ use axum::extract::State;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::routing::{get, post};
 use bollard_stubs::models::{
-    PluginsInfo, RegistryServiceConfig, Runtime, SwarmInfo, SystemAuthResponse, SystemInfo,
+    LocalNodeState, PluginsInfo, RegistryServiceConfig, Runtime, SwarmInfo, SystemAuthResponse, SystemInfo,
     SystemInfoCgroupDriverEnum, SystemInfoCgroupVersionEnum, SystemVersion, SystemVersionComponents,
     SystemVersionPlatform,
 };
@@ -157,7 +157,11 @@ async fn info(State(app): State<App>) -> Answer {
         server_version: Some(VERSION.into()),
         runtimes: Some(["bulkhead", "kvm", "uml"].iter().map(|name| runtime(name)).collect()),
         default_runtime: Some("bulkhead".into()),
-        swarm: Some(SwarmInfo::default()),
+        swarm: Some(SwarmInfo {
+            local_node_state: Some(LocalNodeState::INACTIVE),
+            control_available: Some(false),
+            ..SwarmInfo::default()
+        }),
         live_restore_enabled: Some(true),
         init_binary: Some("bulkhead-agent".into()),
         security_options: Some(vec!["name=seccomp,profile=builtin".into()]),

@@ -73,7 +73,14 @@ fn pull(
             lines.put(&line);
         }
     };
-    store.ensure(&Source::Registry(name.clone()), platform, &hear)?;
+    store.ensure(&Source::Registry(name.clone()), platform, &hear).map_err(|error| match &error {
+        // A registry does not tell what is not there from what is not shown.
+        image_unpack::Error::NotFound { .. } => ApiError::not_found(format!(
+            "pull access denied for {}, repository does not exist or may require 'docker login'",
+            name.repository()
+        )),
+        _ => error.into(),
+    })?;
     event(engine, "pull", &familiar, &familiar);
     Ok(())
 }
