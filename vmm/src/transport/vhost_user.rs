@@ -468,6 +468,23 @@ impl Backend {
         }
     }
 
+    /// After an error in a queue: whether the driver has taken a queue away meanwhile. A driver that goes says so on the socket,
+    /// does not wait for an answer, and uses the rings' memory for something else; a kick of before may reach us first.
+    fn was_taken_away(&mut self, ops: &mut EventOps<'_>) -> Result<bool, Refusal> {
+        let ready = |queues: &[Queue]| queues.iter().filter(|queue| queue.ready()).count();
+        let before = ready(&self.queues);
+        // What one driver says at its end: a few messages for each queue.
+        for _ in 0..8 * (1 + self.queues.len()) {
+            let Some(socket) = &self.socket else { break };
+            match self.wire.receive(socket) {
+                Ok(wire::Received::Message(message)) => self.handle(message, ops)?,
+                Ok(wire::Received::Incomplete | wire::Received::Closed) => break,
+                Err(error) => return Err(Refusal::Protocol(error.to_string())),
+            }
+        }
+        Ok(ready(&self.queues) < before)
+    }
+
     fn on_listener(&mut self, ops: &mut EventOps<'_>) -> Result<(), Refusal> {
         let Some(listener) = &self.listener else { return Ok(()) };
         match listener.accept() {
@@ -526,8 +543,14 @@ impl MutEventSubscriber for Backend {
                 self.serve(Some(index)).map_err(Refusal::from)
             }
         };
-        if let Err(refusal) = outcome {
-            self.fail(refusal);
+        match outcome {
+            Ok(()) => {}
+            Err(Refusal::Device(error)) => match self.was_taken_away(ops) {
+                Ok(true) => {}
+                Ok(false) => self.fail(error.into()),
+                Err(refusal) => self.fail(refusal),
+            },
+            Err(refusal) => self.fail(refusal),
         }
     }
 }

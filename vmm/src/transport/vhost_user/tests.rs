@@ -193,6 +193,41 @@ fn a_device_works_from_first_message_to_interrupt() {
     it.assert_fault("in use");
 }
 
+/// A queue that is in use, with the descriptor that kicks it and the guest's memory.
+fn started() -> (FrontEnd, vmm_sys_util::eventfd::EventFd, GuestMemoryMmap) {
+    let mut it = FrontEnd::new();
+    it.set_features();
+    it.share_memory();
+    let file = FileOffset::new(it.ram.try_clone().unwrap(), 0);
+    let memory =
+        GuestMemoryMmap::from_ranges_with_files([(GuestAddress(BASE), RAM as usize, Some(file))]).unwrap();
+    let kick = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+    it.send(SET_VRING_NUM, &words(&[0, 256]), &[]);
+    it.send(SET_VRING_BASE, &words(&[0, 0]), &[]);
+    it.set_addresses([BASE, BASE + 0x2000, BASE + 0x1000]);
+    it.send(SET_VRING_KICK, &double_words(&[0]), &[kick.as_raw_fd()]);
+    it.send(SET_VRING_ENABLE, &words(&[0, 1]), &[]);
+    assert_eq!(it.fault(), None);
+    (it, kick, memory)
+}
+
+#[test]
+fn a_driver_that_goes_may_use_its_rings_for_something_else() {
+    let (mut it, kick, memory) = started();
+    memory.write_obj(9999u16, GuestAddress(BASE + 0x1002)).unwrap();
+    kick.write(1).unwrap();
+    // Both are there when the back-end looks, the kick first.
+    it.send(SET_VRING_ENABLE, &words(&[0, 0]), &[]);
+    assert_eq!(it.fault(), None);
+
+    // One that does not go breaks the rules.
+    let (mut it, kick, memory) = started();
+    memory.write_obj(9999u16, GuestAddress(BASE + 0x1002)).unwrap();
+    kick.write(1).unwrap();
+    it.turn();
+    it.assert_fault("invalid available ring index");
+}
+
 fn net() -> FrontEnd {
     let (cable, _) = std::os::unix::net::UnixDatagram::pair().unwrap();
     let config = NetConfig {
