@@ -27,7 +27,7 @@ fn run_passes_bytes_and_exit_codes_on() {
     let ran = run(&["--privileged", "busybox", "true"]);
     assert_eq!(ran.code, 125, "{ran:?}");
     assert!(ran.stderr.contains("--privileged cannot be done"), "{ran:?}");
-    assert_eq!(run(&["busybox", "sh", "-c", "kill -9 $$"]).code, 137);
+    assert_eq!(run(&["busybox", "sh", "-c", "sh -c 'kill -9 $$'; exit $?"]).code, 137);
     let ran = run(&["--name", "-bad", "busybox", "true"]);
     assert!(ran.code == 125 && ran.stderr.contains("Invalid container name"), "{ran:?}");
     assert_eq!(daemon.ok(&["ps", "-aq"]), "");

@@ -57,11 +57,13 @@ pub fn summaries(engine: &Engine, filters: &Filters, shared: bool) -> Result<Vec
             && filters.labels(&image.labels)
             && filters.any("reference", |pattern| image.repo_tags.iter().any(|name| matches(pattern, name)))
     };
+    let asked = |name: &str| filters.any("reference", |pattern| matches(pattern, name));
     let show = |image: &Summary| {
         let id = image.id.to_string();
         ImageSummary {
             parent_id: String::new(),
-            repo_tags: image.repo_tags.clone(),
+            // Of an image with several names, those that were asked for.
+            repo_tags: image.repo_tags.iter().filter(|name| asked(name)).cloned().collect(),
             repo_digests: image.repo_digests.clone(),
             created: image.built,
             size: i64::try_from(image.size).unwrap_or(i64::MAX),
