@@ -13,7 +13,7 @@ export BULKHEAD_INITRAMFS
 # A test that cannot run here says so in a line with "skipped:"; they are gathered at the end, so that nobody overlooks them.
 # The tests write to a file and have a session of their own: a process that one of them left behind can neither keep this
 # script waiting for the end of a pipe, nor outlive it.
-log=$(mktemp)
+log=$(mktemp --suffix=.log)
 tests=
 clean_up() {
     [ -z "$tests" ] || pkill -KILL -s "$tests" || true
