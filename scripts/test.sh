@@ -27,6 +27,11 @@ setsid timeout --kill-after=30 "${TEST_TIMEOUT:-50m}" \
 tests=$!
 tail --pid="$tests" -n +1 -f "$log"
 wait "$tests" || status=1
+# What is just ending gets a moment for it.
+for _ in $(seq 50); do
+    pgrep -s "$tests" >/dev/null || break
+    sleep 0.2
+done
 if left=$(pgrep -l -s "$tests"); then
     echo "left behind by the tests: $left"
     status=1
