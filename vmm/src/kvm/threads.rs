@@ -18,6 +18,9 @@ use crate::machine::Confinement;
 /// its entry into the guest is lost.
 const AGAIN: Duration = Duration::from_micros(100);
 
+/// How long to wait for a thread that comes by itself before looking whether it is still there.
+const UNHURRIED: Duration = Duration::from_millis(100);
+
 #[derive(Debug, Default)]
 struct Gate {
     state: Mutex<State>,
@@ -106,7 +109,8 @@ impl Threads {
             }
         }
         // Only when all are under their filters does the caller go on to put itself under its own.
-        all.await_rest();
+        // They come to the gate by themselves: a kick would only cost them, and us, system calls.
+        all.await_rest(UNHURRIED, || {});
         Ok(all)
     }
 
@@ -118,20 +122,17 @@ impl Threads {
     /// Stops the guest; returns when every vCPU rests.
     pub fn pause(&self) {
         self.gate.set(|state| state.open = false);
-        self.await_rest();
+        self.await_rest(AGAIN, || self.kick());
     }
 
-    fn await_rest(&self) {
-        let mut state = self.gate.lock();
-        while state.resting < self.threads.len() && !self.threads.iter().all(JoinHandle::is_finished) {
-            drop(state);
-            self.kick();
-            let (woken, _) = self
-                .gate
-                .changed
-                .wait_timeout(self.gate.lock(), AGAIN)
-                .unwrap_or_else(PoisonError::into_inner);
-            state = woken;
+    /// Waits for every thread, and calls `remind` first and then each time that `interval` has passed in vain.
+    fn await_rest(&self, interval: Duration, remind: impl Fn()) {
+        let missing = |state: &mut State| {
+            state.resting < self.threads.len() && !self.threads.iter().all(JoinHandle::is_finished)
+        };
+        while missing(&mut self.gate.lock()) {
+            remind();
+            drop(self.gate.changed.wait_timeout_while(self.gate.lock(), interval, missing));
         }
     }
 
