@@ -9,6 +9,9 @@ use vmm::config::Accelerator;
 
 use crate::EngineError;
 
+/// The VMM's program.
+const VMM: &str = "bulkhead-vmm";
+
 /// State and parts of one installation.
 #[derive(Debug, Clone)]
 pub struct Paths {
@@ -23,7 +26,8 @@ impl Paths {
     /// Reads the environment and makes the state directory.
     ///
     /// State is in `BULKHEAD_ROOT`, else `/var/lib/bulkhead` for root, else `$XDG_DATA_HOME/bulkhead`. Kernels are in
-    /// `BULKHEAD_CACHE`, else `$XDG_CACHE_HOME/bulkhead`; the VMM and the initramfs in `BULKHEAD_LIB`, else beside the executable.
+    /// `BULKHEAD_CACHE`, else `$XDG_CACHE_HOME/bulkhead`; the VMM and the initramfs in `BULKHEAD_LIB`, else beside
+    /// the executable, else in `../lib/bulkhead` from there.
     ///
     /// # Errors
     /// The state directory cannot be made.
@@ -56,7 +60,10 @@ impl Paths {
         });
         let beside =
             env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)).unwrap_or_default();
-        let library = variable("BULKHEAD_LIB").unwrap_or(beside);
+        // Built, everything lies together; installed, the other parts are where programs keep theirs.
+        let installed = beside.join("../lib/bulkhead");
+        let together = beside.join(VMM).is_file() || !installed.join(VMM).is_file();
+        let library = variable("BULKHEAD_LIB").unwrap_or(if together { beside } else { installed });
         Self { root, cache, library, supervisor: None }
     }
 
@@ -158,7 +165,7 @@ impl Paths {
     /// # Errors
     /// It has not been built.
     pub fn vmm(&self) -> Result<PathBuf, EngineError> {
-        existing(self.library.join("bulkhead-vmm"), "VMM", "make build")
+        existing(self.library.join(VMM), "VMM", "make build")
     }
 }
 

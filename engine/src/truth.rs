@@ -30,6 +30,11 @@ pub(crate) fn making(paths: &Paths) -> Result<Option<Lock>, EngineError> {
     lock_file(&paths.containers().join(REGISTRY_LOCK), FlockArg::LockShared)
 }
 
+/// The right to take away what containers are made of: while it is held, none is made.
+pub(crate) fn alone(paths: &Paths) -> Result<Option<Lock>, EngineError> {
+    lock_file(&paths.containers().join(REGISTRY_LOCK), FlockArg::LockExclusive)
+}
+
 /// Corrects a container's record if its supervisor is gone. `None`: it was a temporary one, and is gone, too.
 pub(crate) fn correct(
     database: &Database,

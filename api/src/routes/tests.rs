@@ -239,12 +239,17 @@ async fn options_that_a_machine_does_not_have_are_refused_by_name() {
         ("StorageOpt", json!({"dm.basesize": "1g"}), "--storage-opt dm.basesize"),
         ("Gizmo", json!({"On": true}), "HostConfig.Gizmo"),
         // Wrong rather than unsupported, and refused before anything is looked for, too.
-        ("CapAdd", json!(["NET_MAGIC"]), "invalid capability"),
+        ("CapAdd", json!(["NET_MAGIC"]), "unknown capability: \"NET_MAGIC\""),
         ("RestartPolicy", json!({"Name": "sometimes"}), "unknown policy 'sometimes'"),
         ("Memory", json!(4096), "Minimum memory limit allowed is 6MB"),
         ("Dns", json!(["x"]), "IP address is not correctly formatted"),
         ("PortBindings", json!({"80/sctp": []}), "port 80/sctp"),
         ("Ulimits", json!([{"Name": "x", "Soft": 1, "Hard": 1}]), "invalid ulimit type"),
+        (
+            "Ulimits",
+            json!([{"Name": "stack", "Soft": 2, "Hard": 1}]),
+            "less than or equal to hard limit: 2 > 1",
+        ),
     ] {
         let (status, message) = server.refused("POST", "/containers/create", &with_host(field, value)).await;
         assert!(status == 400 && message.contains(name), "{field}: {status} {message}");

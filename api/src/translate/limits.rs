@@ -7,24 +7,6 @@ use engine::options::MIN_MEMORY_BYTES;
 use crate::error::ApiError;
 use crate::fields::Fields;
 
-/// Names of resource limits (setrlimit(2), as Docker names them).
-const ULIMITS: [&str; 15] = [
-    "as",
-    "core",
-    "cpu",
-    "data",
-    "fsize",
-    "locks",
-    "memlock",
-    "msgqueue",
-    "nice",
-    "nofile",
-    "nproc",
-    "rss",
-    "rtprio",
-    "rttime",
-    "sigpending",
-];
 /// How the writable disk is called where Docker shows a device.
 const DISK: &str = "/dev/vdb";
 /// Bounds of a period of CPU time, in microseconds.
@@ -141,16 +123,7 @@ pub fn ulimits(host: &mut Fields) -> Result<Vec<Ulimit>, ApiError> {
     for mut entry in host.objects("Ulimits")? {
         let limit =
             Ulimit { name: entry.take("Name")?, soft: entry.take("Soft")?, hard: entry.take("Hard")? };
-        if !ULIMITS.contains(&limit.name.as_str()) {
-            return Err(ApiError::bad(format!("invalid ulimit type: {}", limit.name)));
-        }
-        let above = limit.hard != -1 && (limit.soft > limit.hard || limit.soft == -1);
-        if above || limit.soft < -1 || limit.hard < -1 {
-            return Err(ApiError::bad(format!(
-                "ulimit soft limit must be less than or equal to hard limit: {} > {}",
-                limit.soft, limit.hard
-            )));
-        }
+        engine::spec::check_ulimit(&limit)?;
         read.push(limit);
     }
     Ok(read)

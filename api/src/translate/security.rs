@@ -9,58 +9,13 @@ use crate::fields::Fields;
 /// Most bytes of a seccomp profile.
 const MAX_PROFILE: usize = 1 << 20;
 
-/// Linux's capabilities (capabilities(7)), without `CAP_`.
-const CAPABILITIES: [&str; 41] = [
-    "AUDIT_CONTROL",
-    "AUDIT_READ",
-    "AUDIT_WRITE",
-    "BLOCK_SUSPEND",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "KILL",
-    "LEASE",
-    "LINUX_IMMUTABLE",
-    "MAC_ADMIN",
-    "MAC_OVERRIDE",
-    "MKNOD",
-    "NET_ADMIN",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_RAW",
-    "PERFMON",
-    "SETFCAP",
-    "SETGID",
-    "SETPCAP",
-    "SETUID",
-    "SYSLOG",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_CHROOT",
-    "SYS_MODULE",
-    "SYS_NICE",
-    "SYS_PACCT",
-    "SYS_PTRACE",
-    "SYS_RAWIO",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "WAKE_ALARM",
-];
-
 /// Reads what a `HostConfig` says about privileges.
 ///
 /// # Errors
 /// A name is not one, or asks for something that a machine does not have.
 pub fn read(host: &mut Fields, config: &mut ContainerConfig) -> Result<(), ApiError> {
-    config.cap_add = capabilities(host.take("CapAdd")?)?;
-    config.cap_drop = capabilities(host.take("CapDrop")?)?;
+    config.cap_add = capabilities(&host.take::<Vec<String>>("CapAdd")?)?;
+    config.cap_drop = capabilities(&host.take::<Vec<String>>("CapDrop")?)?;
     config.masked_paths = host.take("MaskedPaths")?;
     config.readonly_paths = host.take("ReadonlyPaths")?;
     for option in host.take::<Vec<String>>("SecurityOpt")? {
@@ -69,17 +24,8 @@ pub fn read(host: &mut Fields, config: &mut ContainerConfig) -> Result<(), ApiEr
     Ok(())
 }
 
-fn capabilities(names: Vec<String>) -> Result<Vec<String>, ApiError> {
-    let normal = |name: String| {
-        let upper = name.trim().to_ascii_uppercase();
-        let plain = upper.strip_prefix("CAP_").unwrap_or(&upper);
-        if plain == "ALL" || CAPABILITIES.contains(&plain) {
-            Ok(plain.to_owned())
-        } else {
-            Err(ApiError::bad(format!("invalid capability: \"{name}\"")))
-        }
-    };
-    names.into_iter().map(normal).collect()
+fn capabilities(names: &[String]) -> Result<Vec<String>, ApiError> {
+    names.iter().map(|name| Ok(engine::spec::capability(name)?)).collect()
 }
 
 fn security(option: &str, config: &mut ContainerConfig) -> Result<(), ApiError> {

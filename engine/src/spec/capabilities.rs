@@ -73,15 +73,23 @@ pub(super) fn granted(add: &[String], drop: &[String]) -> Result<Vec<String>, En
     Ok(kept.into_iter().map(|name| format!("CAP_{name}")).collect())
 }
 
+/// A capability's name without `CAP_`, in capitals; or `ALL`.
+///
+/// # Errors
+/// There is none of that name.
+pub fn capability(name: &str) -> Result<String, EngineError> {
+    let upper = name.trim().to_ascii_uppercase();
+    let plain = upper.strip_prefix("CAP_").unwrap_or(&upper);
+    let known = plain == ALL || DEFAULT.iter().chain(&OTHERS).any(|known| *known == plain);
+    if known {
+        Ok(plain.to_owned())
+    } else {
+        Err(EngineError::Invalid(format!("unknown capability: {name:?}")))
+    }
+}
+
 fn names(list: &[String]) -> Result<BTreeSet<String>, EngineError> {
-    list.iter()
-        .map(|name| {
-            let upper = name.to_ascii_uppercase();
-            let plain = upper.strip_prefix("CAP_").unwrap_or(&upper).to_owned();
-            let known = plain == ALL || DEFAULT.iter().chain(&OTHERS).any(|known| *known == plain);
-            if known { Ok(plain) } else { Err(EngineError::Invalid(format!("unknown capability: {name:?}"))) }
-        })
-        .collect()
+    list.iter().map(|name| capability(name)).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@ mod capabilities;
 mod merge;
 mod resources;
 
+pub use capabilities::capability;
 pub use merge::merge;
+pub use resources::check_ulimit;
 pub(crate) use resources::{resources, rlimits};
 
 use std::collections::BTreeMap;

@@ -56,6 +56,24 @@ pub(crate) fn resources(limits: &Limits) -> Resources {
     }
 }
 
+/// Checks a resource limit; -1 is no limit.
+///
+/// # Errors
+/// There is none of that name, or its soft value is above its hard one.
+pub fn check_ulimit(limit: &Ulimit) -> Result<(), EngineError> {
+    if !RLIMITS.contains(&limit.name.as_str()) {
+        return Err(EngineError::Invalid(format!("invalid ulimit type: {}", limit.name)));
+    }
+    let above = limit.hard != -1 && (limit.soft > limit.hard || limit.soft == -1);
+    if above || limit.soft < -1 || limit.hard < -1 {
+        return Err(EngineError::Invalid(format!(
+            "ulimit soft limit must be less than or equal to hard limit: {} > {}",
+            limit.soft, limit.hard
+        )));
+    }
+    Ok(())
+}
+
 /// Resource limits of processes.
 ///
 /// # Errors
@@ -66,16 +84,8 @@ pub(crate) fn rlimits(ulimits: &[Ulimit]) -> Result<Vec<Rlimit>, EngineError> {
     let open_files = Rlimit { kind: "RLIMIT_NOFILE".to_owned(), soft, hard };
     let named = ulimits.iter().any(|limit| limit.name == "nofile");
     let given = ulimits.iter().map(|limit| {
+        check_ulimit(limit)?;
         let (soft, hard) = (infinite(limit.soft), infinite(limit.hard));
-        if !RLIMITS.contains(&limit.name.as_str()) {
-            return Err(EngineError::Invalid(format!("invalid ulimit type: {}", limit.name)));
-        }
-        if soft > hard {
-            return Err(EngineError::Invalid(format!(
-                "ulimit {}: the soft limit {} is above the hard limit {}",
-                limit.name, limit.soft, limit.hard
-            )));
-        }
         Ok(Rlimit { kind: format!("RLIMIT_{}", limit.name.to_ascii_uppercase()), soft, hard })
     });
     (!named).then_some(Ok(open_files)).into_iter().chain(given).collect()

@@ -40,6 +40,7 @@ impl Engine {
     }
 
     fn create_now(&self, name: Option<String>, mut config: ContainerConfig) -> Result<Created, EngineError> {
+        let _making = truth::making(self.paths())?;
         let image = self.image_of(&config)?;
         let health = self.image_health(&image);
         config.image_id = image.id.to_string();
@@ -47,7 +48,6 @@ impl Engine {
         self.check(&config)?;
         self.attach_networks(&mut config)?;
         self.make_volumes(&mut config)?;
-        let _making = truth::making(self.paths())?;
         let id = ids::random()?;
         let directory = Directory::new(&self.paths().containers(), &id);
         directory.create()?;

@@ -5,6 +5,7 @@ mod attach;
 mod create;
 mod exec;
 mod files;
+mod images;
 mod lifecycle;
 mod list;
 mod logs;

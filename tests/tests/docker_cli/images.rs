@@ -79,8 +79,12 @@ fn images_are_told_of_tagged_saved_and_removed() {
     assert!(saved.status.success(), "{saved:?}");
     daemon.fails(1, "image is referenced in multiple repositories", &["rmi", &id]);
     assert_eq!(daemon.ok(&["rmi", "other/name:v1"]), "Untagged: other/name:v1");
-    let _ = daemon.ok(&["create", "--name", "user", "busybox"]);
+    let _ = daemon.ok(&["create", "--name", "user", "busybox", "echo", "kept for me"]);
     daemon.fails(1, "image is being used by stopped container", &["rmi", "busybox"]);
+    assert_eq!(daemon.ok(&["rmi", "-f", "busybox"]), "Untagged: busybox:latest");
+    assert_eq!(daemon.ok(&["start", "-a", "user"]), "kept for me");
+    assert_eq!(daemon.ok(&["images", "-q", "--no-trunc", "--filter", "dangling=true"]), id);
+    let _ = daemon.ok(&["tag", &id, "busybox"]);
     let _ = daemon.ok(&["rm", "user"]);
     assert_eq!(daemon.ok(&["rmi", "busybox"]), format!("Untagged: busybox:latest\nDeleted: {id}"));
     daemon.fails(1, "No such image: busybox:latest", &["rmi", "busybox"]);

@@ -18,7 +18,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use engine::Engine;
 use engine::model::{Event, EventKind, now};
-use image_unpack::{Credentials, Digest, Platform, Reference, Registries};
+use image_unpack::{Credentials, Platform, Reference, Registries};
 use serde::Deserialize;
 
 use super::Answer;
@@ -175,12 +175,6 @@ fn event(engine: &Engine, action: &str, actor: &str, name: &str) {
     if let Err(error) = engine.record(&event) {
         tracing::warn!(%error, action, "the event could not be written down");
     }
-}
-
-/// The containers that were made of an image.
-fn users(engine: &Engine, id: Digest) -> Result<Vec<engine::model::Container>, ApiError> {
-    let id = id.to_string();
-    Ok(engine.containers()?.into_iter().filter(|container| container.config.image_id == id).collect())
 }
 
 #[cfg(test)]

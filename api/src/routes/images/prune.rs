@@ -6,7 +6,7 @@ use axum::routing::post;
 use bollard_stubs::models::ImagePruneResponse;
 use engine::Engine;
 
-use super::{remove, users};
+use super::remove;
 use crate::App;
 use crate::body::json;
 use crate::error::ApiError;
@@ -29,18 +29,12 @@ async fn prune(State(app): State<App>, query: Query) -> Answer {
 fn prune_all(engine: &Engine, filters: &Filters) -> Result<ImagePruneResponse, ApiError> {
     let only_dangling = filters.flag("dangling")?.unwrap_or(true);
     let until = until(filters)?;
-    let (mut items, mut freed) = (Vec::new(), 0u64);
-    for image in engine.images().images()? {
+    let removed = engine.prune_images(|image| {
         let young = until.is_some_and(|time| image.built >= time / 1_000_000_000);
         let named = only_dangling && !image.names.is_empty();
-        if named || young || !filters.labels(&image.labels) || !users(engine, image.id)?.is_empty() {
-            continue;
-        }
-        let removed = engine.images().remove(image.id, true)?;
-        freed = freed.saturating_add(removed.freed);
-        items.extend(remove::items(engine, &removed));
-    }
-    freed = freed.saturating_add(engine.images().prune(false)?.freed);
+        !named && !young && filters.labels(&image.labels)
+    })?;
+    let (items, freed) = (remove::items(engine, &removed), removed.freed);
     Ok(ImagePruneResponse {
         images_deleted: Some(items),
         space_reclaimed: Some(i64::try_from(freed).unwrap_or(i64::MAX)),
