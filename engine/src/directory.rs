@@ -13,6 +13,9 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::EngineError;
 
+/// How often a directory is emptied before the one who fills it is taken for hostile.
+const REMOVE_TRIES: usize = 8;
+
 /// A container's directory.
 #[derive(Debug, Clone)]
 pub(crate) struct Directory(PathBuf);
@@ -36,13 +39,31 @@ impl Directory {
     }
 
     /// Removes it with everything in it; that it is gone already is no error.
+    ///
+    /// It loses its name first: whoever looks for its lock in the meantime finds nothing, rather than puts a file into what is just
+    /// being emptied. A crash in between leaves a directory that has no record, which the next [`sweep`](crate::truth::sweep) collects.
     pub(crate) fn remove(&self) -> Result<(), EngineError> {
-        match fs::remove_dir_all(&self.0) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                Err(EngineError::io(format!("removing {}", self.0.display()))(e))
+        let nameless = self.0.with_extension("removed");
+        let failed = |e| Err(EngineError::io(format!("removing {}", self.0.display()))(e));
+        match fs::rename(&self.0, &nameless) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // One that was left there by a crash.
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                fs::remove_dir_all(&nameless)
+                    .and_then(|()| fs::rename(&self.0, &nameless))
+                    .or_else(failed)?;
             }
-            _ => Ok(()),
+            renamed => renamed.or_else(failed)?,
         }
+        for _ in 0..REMOVE_TRIES {
+            match fs::remove_dir_all(&nameless) {
+                // Somebody had found the directory before, and made its lock after.
+                Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return failed(e),
+                _ => return Ok(()),
+            }
+        }
+        failed(io::ErrorKind::DirectoryNotEmpty.into())
     }
 
     /// Takes the lock, or tells that somebody holds it.

@@ -1,7 +1,6 @@
 //! The truth about containers: what a dead supervisor left behind is told as it is, and cleaned up.
 
 use std::fs;
-use std::time::{Duration, SystemTime};
 
 use nix::fcntl::FlockArg;
 
@@ -13,8 +12,6 @@ use crate::{EngineError, events};
 
 /// Exit code of a container whose machine was taken away.
 const KILLED: u8 = 137;
-/// A directory without a record that is older than this is nobody's.
-const ORPHANED: Duration = Duration::from_secs(60);
 /// Name of the lock that is shared while a container is being made.
 const REGISTRY_LOCK: &str = ".lock";
 
@@ -51,7 +48,11 @@ pub(crate) fn correct(
     };
     // What was read before the lock was taken may be old.
     let container = match database.container(&container.id) {
-        Err(EngineError::NoContainer(_)) => return Ok(None),
+        Err(EngineError::NoContainer(_)) => {
+            // It was removed just now; the directory that was made for the lock is nobody's.
+            directory.remove()?;
+            return Ok(None);
+        }
         other => other?,
     };
     if container.state.status == Status::Removing || container.config.auto_remove {
@@ -110,7 +111,7 @@ pub(crate) fn erase(
     Ok(())
 }
 
-/// Removes directories that a crash left without a record.
+/// Removes directories that a crash left without a record: no container is being made meanwhile, so that they are nobody's.
 pub(crate) fn sweep(database: &Database, paths: &Paths) -> Result<(), EngineError> {
     let registry = paths.containers().join(REGISTRY_LOCK);
     let Some(_alone) = lock_file(&registry, FlockArg::LockExclusiveNonblock)? else { return Ok(()) };
@@ -120,12 +121,8 @@ pub(crate) fn sweep(database: &Database, paths: &Paths) -> Result<(), EngineErro
         if name == REGISTRY_LOCK || !matches!(database.container(&name), Err(EngineError::NoContainer(_))) {
             continue;
         }
-        let old = entry
-            .metadata()
-            .and_then(|m| m.modified())
-            .is_ok_and(|made| SystemTime::now().duration_since(made).is_ok_and(|age| age > ORPHANED));
         let directory = Directory::new(&paths.containers(), &name);
-        if old && directory.lock().is_ok_and(|lock| lock.is_some()) {
+        if directory.lock().is_ok_and(|lock| lock.is_some()) {
             directory.remove()?;
         }
     }
