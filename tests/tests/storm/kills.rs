@@ -35,7 +35,7 @@ const VICTIMS: [Victim; 5] =
 #[tokio::test(flavor = "local")]
 async fn a_hundred_kills_at_any_moment() {
     let Some(mut daemon) = Daemon::start() else { return };
-    let mut dice = Dice::new();
+    let mut dice = Dice::cast();
     let image = pulled(&daemon).await;
     let client = Stubborn::new(&daemon);
     let mut hit = BTreeSet::new();

@@ -9,7 +9,7 @@ pub struct Dice(u64);
 
 impl Dice {
     /// From `STORM_SEED`, else from the clock.
-    pub fn new() -> Self {
+    pub fn cast() -> Self {
         let given = std::env::var("STORM_SEED").ok().and_then(|seed| seed.parse().ok());
         let now = || {
             let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();

@@ -34,7 +34,7 @@ fn whole_log() -> String {
 #[tokio::test(flavor = "local")]
 async fn a_hundred_containers_while_the_daemon_dies_again_and_again() {
     let Some(mut daemon) = Daemon::start() else { return };
-    let mut dice = Dice::new();
+    let mut dice = Dice::cast();
     let image = pulled(&daemon).await;
     let (client, next) = (Stubborn::new(&daemon), Rc::new(Cell::new(0)));
     let workers: Vec<_> = (0..AT_A_TIME)
