@@ -6,6 +6,7 @@
 pub mod daemon;
 pub mod guest;
 pub mod image;
+pub mod venv;
 
 pub use bulkhead_fixtures::{disk, http, layout, registry, samples, tarfile, tools, tree};
 
