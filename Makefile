@@ -40,8 +40,9 @@ demo: build ## Build what is missing and run a first container
 test: setup-test build kernel-uml kernel-kvm ## Run all tests
 	@scripts/test.sh $(BULKHEAD)
 
-bench: setup-bench build kernel-uml ## Time `run` beside runc, ctr and podman
+bench: setup-bench build kernel-uml ## Time `run` beside runc, ctr and podman, and what the API costs
 	@tests/bench/run.sh $(BULKHEAD)
+	@python3 tests/bench/api.py $(BULKHEAD)
 
 bench-image: setup-bench ## Time making an image ready beside podman, containerd and umoci
 	@python3 image-unpack/benches/bench-image.py

@@ -70,7 +70,7 @@ impl Supervisor {
                 })?;
                 self.event(&container, "start", &[]);
                 *self.run.borrow_mut() = Some(Rc::clone(&run));
-                spawn_local(Rc::clone(self).attend(Rc::clone(&run)));
+                spawn_local(Rc::clone(self).attend(Rc::clone(&run), timings));
                 spawn_local(super::health::watch(Rc::clone(self), Rc::clone(&run)));
                 spawn_local(super::health::watch_memory(Rc::clone(self), Rc::clone(&run)));
                 Ok(())
@@ -102,7 +102,7 @@ impl Supervisor {
     }
 
     /// Waits for the end of a run, writes it down, and does what the restart policy wants.
-    async fn attend(self: Rc<Self>, run: Rc<Run>) {
+    async fn attend(self: Rc<Self>, run: Rc<Run>, timings: Timings) {
         let began = Instant::now();
         let ending = run.finish().await;
         self.input.send_replace(None);
@@ -131,6 +131,7 @@ impl Supervisor {
                 Outcome { code: error.exit_code(), oom_killed: false, error: truth::one_line(&error) }
             }
         };
+        timings.mark("ended");
         let again = policy::restarts(&self.container(), &outcome, run.stopped.get(), began.elapsed());
         let changed = self.change(|c| {
             c.state.status = if again.is_some() { Status::Restarting } else { Status::Exited };
