@@ -29,7 +29,6 @@ use tokio_util::io::{ReaderStream, StreamReader};
 pub use auth::registry_auth;
 pub use connect::Endpoint;
 pub use error::ClientError;
-pub use hyper::Method;
 pub use streams::{Hijacked, JsonLines};
 pub use target::Target;
 
