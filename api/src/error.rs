@@ -168,6 +168,7 @@ fn words(error: &EngineError) -> (StatusCode, String) {
         }
         E::Guest(failure) => (failure_status(failure), failure.text.clone()),
         E::Conflict(message) => (StatusCode::CONFLICT, message.clone()),
+        E::NoCommand => (StatusCode::BAD_REQUEST, error.to_string()),
         E::Invalid(message) => (StatusCode::BAD_REQUEST, message.clone()),
         E::Option { option, why, next } => {
             (StatusCode::BAD_REQUEST, format!("{option} cannot be done: {why} ({next})"))

@@ -16,7 +16,6 @@
 pub mod client;
 pub mod error;
 pub mod frames;
-pub mod run;
 pub mod server;
 pub mod units;
 pub mod version;
@@ -40,7 +39,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 pub use bollard_stubs::models;
-pub use engine::{EngineError, RunOptions};
+pub use engine::EngineError;
 pub use routes::router;
 pub use server::{Options, serve};
 

@@ -3,11 +3,12 @@
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use engine::EngineError;
-use engine::error::{EXIT_ENGINE, Hint};
+use engine::error::EXIT_ENGINE;
+
+use crate::failure::Failure;
 
 /// Prints an error and returns its exit code.
-pub fn error(error: &EngineError) -> ExitCode {
+pub fn error(error: &Failure) -> u8 {
     if let Some(console) = error.console() {
         eprintln!("--- the guest's last console lines");
         for line in console.lines() {
@@ -15,14 +16,9 @@ pub fn error(error: &EngineError) -> ExitCode {
         }
         eprintln!("---");
     }
-    let advice = error.advice();
-    three_lines(&error.to_string(), &advice.why, &advice.next);
-    ExitCode::from(error.exit_code())
-}
-
-/// Prints what a person should know about a container that did run.
-pub fn hint(hint: &Hint) {
-    three_lines(&hint.what, &hint.advice.why, &hint.advice.next);
+    let (why, next) = error.advice();
+    three_lines(&error.to_string(), &why, &next);
+    error.exit_code()
 }
 
 /// Prints a mistake in the command line. Help and version are no mistakes.
@@ -37,12 +33,16 @@ pub fn usage(error: &clap::Error) -> ExitCode {
     }
     let text = error.to_string();
     let why = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    // What is missing stands on lines of its own.
+    let missing = text.lines().skip(1).take_while(|line| line.starts_with("  ")).map(str::trim);
+    let why = std::iter::once(why).chain(missing).collect::<Vec<_>>().join(" ");
     let tip = text.lines().find_map(|l| l.trim().strip_prefix("tip: "));
-    three_lines("the command line is not understood", why, tip.unwrap_or("bulkhead --help"));
+    three_lines("the command line is not understood", &why, tip.unwrap_or("bulkhead --help"));
     ExitCode::from(EXIT_ENGINE)
 }
 
-fn three_lines(what: &str, why: &str, next: &str) {
+/// Prints three lines about something that a person should know.
+pub fn three_lines(what: &str, why: &str, next: &str) {
     eprintln!("bulkhead: {what}");
     eprintln!("why: {why}");
     eprintln!("next: {next}");

@@ -1,17 +1,18 @@
 //! The engine: one value that every verb hangs on.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use image_unpack::Store;
 
-use crate::EngineError;
+use crate::accelerator::{self, Chosen};
 use crate::database::Database;
 use crate::events::EventStream;
-use crate::model::{Container, Event};
+use crate::model::{Container, ContainerConfig, Event};
+use crate::options::{AcceleratorChoice, Isolation};
 use crate::paths::Paths;
 use crate::supervisor::reach;
 use crate::supervisor::wire::{Ask, Reply};
-use crate::truth;
+use crate::{EngineError, truth};
 
 /// Containers, images, volumes and networks of one state directory. Cheap to clone; safe beside other processes that use the same directory.
 #[derive(Clone)]
@@ -21,6 +22,8 @@ struct Inner {
     paths: Paths,
     database: Arc<Database>,
     images: Store,
+    /// What its owner should be told about the accelerator, once.
+    notice: Mutex<Option<String>>,
 }
 
 impl Engine {
@@ -33,7 +36,7 @@ impl Engine {
         let images = Store::open(&paths.images())
             .map_err(|source| EngineError::Image { name: "store".to_owned(), source: Box::new(source) })?;
         truth::sweep(&database, &paths)?;
-        Ok(Self(Arc::new(Inner { paths, database, images })))
+        Ok(Self(Arc::new(Inner { paths, database, images, notice: Mutex::default() })))
     }
 
     /// Where state and parts lie.
@@ -46,6 +49,31 @@ impl Engine {
     #[must_use]
     pub fn images(&self) -> &Store {
         &self.0.images
+    }
+
+    /// The accelerator for these wishes. That it was measured is kept for [`Engine::notice`].
+    pub(crate) fn accelerator(
+        &self,
+        choice: AcceleratorChoice,
+        isolation: Isolation,
+    ) -> Result<Chosen, EngineError> {
+        let chosen = accelerator::choose(choice, isolation, &self.paths().cache_files())?;
+        if let Some(notice) = &chosen.notice {
+            *self.0.notice.lock().unwrap_or_else(PoisonError::into_inner) = Some(notice.clone());
+        }
+        Ok(chosen)
+    }
+
+    /// The accelerator and the boundary that a container would have if it were started now; `None` if it cannot be.
+    #[must_use]
+    pub fn would_have(&self, config: &ContainerConfig) -> Option<(String, String)> {
+        let chosen = self.accelerator(config.accelerator, config.isolation).ok()?;
+        Some((chosen.accelerator.name().to_owned(), chosen.boundary.to_owned()))
+    }
+
+    /// What is to be told about the accelerator since the last time that this was asked.
+    pub(crate) fn notice(&self) -> Option<String> {
+        self.0.notice.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     pub(crate) fn database(&self) -> &Database {

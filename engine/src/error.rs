@@ -138,6 +138,9 @@ pub enum EngineError {
         /// Why not.
         why: String,
     },
+    /// Neither image nor caller say what to run.
+    #[error("no command specified")]
+    NoCommand,
     /// A value is malformed.
     #[error("{0}")]
     Invalid(String),
@@ -278,6 +281,9 @@ impl EngineError {
                 &format!("bulkhead rm {container}, then try again"),
             ),
             Self::NetworkInUse { why, .. } => advice(why, "disconnect its containers first"),
+            Self::NoCommand => {
+                advice(&"neither the image nor the command line names a program", "name one after the image")
+            }
             Self::Invalid(_) => {
                 advice(&"the value is not understood", "correct it, then run the command again")
             }

@@ -7,7 +7,6 @@
 
 pub mod accelerator;
 pub mod client;
-pub mod container;
 mod database;
 mod directory;
 pub mod disk;
@@ -22,16 +21,10 @@ pub mod model;
 mod names;
 pub mod options;
 pub mod paths;
-pub mod run;
-mod run_spec;
 pub mod seccomp;
-mod session;
 pub mod signals;
 pub mod spec;
-pub mod stdio;
-pub mod stop;
 pub mod supervisor;
-pub mod terminal;
 pub mod time;
 mod timings;
 mod truth;
@@ -46,4 +39,3 @@ pub use crate::verbs::{
 };
 pub(crate) use database::Database;
 pub use error::EngineError;
-pub use options::{RunOptions, TerminalMode};

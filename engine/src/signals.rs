@@ -1,67 +1,15 @@
-//! Signals of the calling process, as a descriptor to wait on.
+//! Signals by name and number.
 
-use std::os::fd::{AsFd, BorrowedFd};
-
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::Signal;
 
 use agent::protocol::MAX_SIGNAL;
 
 use crate::EngineError;
 
-/// Signals that go to the container, as with `docker run`.
-const FORWARDED: [Signal; 7] = [
-    Signal::SIGINT,
-    Signal::SIGTERM,
-    Signal::SIGHUP,
-    Signal::SIGQUIT,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGWINCH,
-];
-
 /// SIGRTMIN as programs count it: the C library keeps two of the kernel's for itself.
 const FIRST_REAL_TIME: u8 = 34;
 /// What ends a container whose image does not say.
 const SIGTERM: u8 = 15;
-
-/// Blocks the forwarded signals for as long as it lives; threads started meanwhile block them too.
-pub(crate) struct Signals {
-    descriptor: SignalFd,
-    before: SigSet,
-}
-
-impl Signals {
-    /// Blocks the signals.
-    pub(crate) fn block() -> Result<Self, EngineError> {
-        let action = "blocking signals";
-        let mask: SigSet = FORWARDED.into_iter().collect();
-        let mut before = SigSet::empty();
-        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&mask), Some(&mut before))
-            .map_err(|e| EngineError::io(action)(e.into()))?;
-        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        let descriptor = SignalFd::with_flags(&mask, flags).map_err(|e| EngineError::io(action)(e.into()))?;
-        Ok(Self { descriptor, before })
-    }
-
-    /// Takes one signal, if one has come.
-    pub(crate) fn read(&self) -> Option<Signal> {
-        let info = self.descriptor.read_signal().ok().flatten()?;
-        Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok()
-    }
-}
-
-impl AsFd for Signals {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.descriptor.as_fd()
-    }
-}
-
-impl Drop for Signals {
-    fn drop(&mut self) {
-        let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.before), None);
-    }
-}
 
 /// The signal that a StopSignal names (`SIGQUIT`, `QUIT` or `3`); SIGTERM if there is none.
 ///

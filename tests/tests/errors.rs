@@ -37,7 +37,7 @@ fn a_command_that_is_missing_or_cannot_be_executed() {
         assert_error(&bulkhead, &ran, code, "could not be started", why);
     }
     let ran = bulkhead.run(&[&image]);
-    assert_error(&bulkhead, &ran, 127, "could not be started", "no command");
+    assert_error(&bulkhead, &ran, 125, "no command", "neither the image nor the command line");
     let ran = bulkhead.run(&["-u", "nobody-here", &image, "true"]);
     assert_error(&bulkhead, &ran, 125, "could not be started", "unable to find user nobody-here");
     // Not executable for root is one thing, for another user another.
@@ -65,7 +65,7 @@ fn unknown_flags_and_bad_values() {
     let ran = bulkhead.ran(&["run", "--rm", "--accel", "xen", &image, "true"]);
     assert_error(&bulkhead, &ran, 125, "--accel xen", "no accelerator");
     let ran = bulkhead.ran(&["rm", "0123456789ab"]);
-    assert_error(&bulkhead, &ran, 125, "No such container", "none");
+    assert_error(&bulkhead, &ran, 1, "No such container", "none");
 }
 
 #[test]

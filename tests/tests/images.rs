@@ -88,7 +88,7 @@ fn an_ordinary_user_needs_no_rights() {
         .unwrap()
         .into();
     assert_eq!((ran.code, ran.stdout.as_str()), (0, "0\n5:6\n"), "{ran:?}");
-    let left = fs::read_dir(home.path().join("state/run")).unwrap().map(|e| e.unwrap().file_name());
+    let left = fs::read_dir(home.path().join("state/containers")).unwrap().map(|e| e.unwrap().file_name());
     assert_eq!(left.collect::<Vec<_>>(), [".lock"]);
     drop(bulkhead);
 }

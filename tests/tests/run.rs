@@ -213,7 +213,7 @@ fn the_images_stop_signal_is_honoured_and_stop_loses_patience() {
 
     let (mut child, id) = start("trap '' USR2; echo ready; while :; do sleep 0.05; done");
     assert_eq!(bulkhead.ran(&["stop", "--time", "1", &id]).code, 0);
-    assert!(child.wait().unwrap().code().is_none(), "its supervisor was killed");
+    assert_eq!(child.wait().unwrap().code(), Some(137), "it was killed");
     let listed = bulkhead.ran(&["ps", "-a"]).stdout;
     assert!(listed.contains("Exited (137)") && listed.contains("Exited (4)"), "{listed}");
     for id in bulkhead.ran(&["ps", "-aq"]).stdout.lines() {
@@ -257,13 +257,13 @@ fn a_reader_that_goes_away_ends_the_container() {
         .spawn()
         .unwrap();
     child.stdout.take().unwrap().read_exact(&mut [0u8; 100_000]).unwrap();
-    // The kernel does not let SIGPIPE kill a namespace's first process: its write fails instead.
-    assert_eq!(child.wait().unwrap().code(), Some(1));
+    // What SIGPIPE is to a process, the end of its reader is to a container: its output would go on for ever.
+    assert_eq!(child.wait().unwrap().code(), Some(137));
     bulkhead.assert_nothing_left();
 }
 
 #[test]
-fn kill_9_of_the_command_leaves_no_process_and_the_next_start_collects_the_rest() {
+fn kill_9_of_the_command_leaves_its_container_to_its_supervisor() {
     let Some(bulkhead) = Bulkhead::new() else { return };
     let mut child = bulkhead
         .command(&["run", "--rm", "--accel", "uml", &busybox(), "sh", "-c", "echo ready; sleep 1000"])
@@ -273,6 +273,11 @@ fn kill_9_of_the_command_leaves_no_process_and_the_next_start_collects_the_rest(
     child.stdout.as_mut().unwrap().read_exact(&mut [0u8; 6]).unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
+    let id = bulkhead.ran(&["ps", "-q"]).stdout.trim().to_owned();
+    assert_eq!(id.len(), 12, "the container runs on, as with Docker");
+    let stopped = bulkhead.ran(&["stop", "-t", "0", &id]);
+    assert_eq!((stopped.code, stopped.stdout.trim()), (0, id.as_str()), "{stopped:?}");
+    // It was a temporary one.
     assert_eq!(bulkhead.ran(&["ps", "-a", "-q"]).stdout, "");
     bulkhead.assert_nothing_left();
 }

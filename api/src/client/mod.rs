@@ -2,6 +2,7 @@
 //!
 //! One connection for each request: a command line sends few, and a connection that is taken over cannot be used again.
 
+mod auth;
 mod connect;
 mod error;
 mod streams;
@@ -25,6 +26,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::AsyncRead;
 use tokio_util::io::{ReaderStream, StreamReader};
 
+pub use auth::registry_auth;
 pub use connect::Endpoint;
 pub use error::ClientError;
 pub use streams::{Hijacked, JsonLines};

@@ -7,7 +7,7 @@ use bollard_stubs::models::{
     RestartPolicyNameEnum,
 };
 use engine::Engine;
-use engine::model::{Container, ContainerConfig, LogConfig, LogDriver, RestartPolicy};
+use engine::model::{Container, ContainerConfig, LogConfig, LogDriver, RestartPolicy, Size};
 use engine::options::{AcceleratorChoice, Isolation};
 use vmm::config::Accelerator;
 
@@ -66,8 +66,12 @@ pub fn read(host: &mut Fields, config: &mut ContainerConfig, engine: &Engine) ->
     }
     config.accelerator = accelerator(&host.take::<String>("Runtime")?)?;
     config.isolation = isolation(&host.take::<String>("Isolation")?)?;
-    // A file that the command line writes, and the size of a terminal that it sets again after the start.
-    host.forget(&["ContainerIDFile", "ConsoleSize"]);
+    config.console_size = match host.take::<Option<[u16; 2]>>("ConsoleSize")? {
+        None | Some([0, _] | [_, 0]) => None,
+        Some([rows, columns]) => Some(Size { rows, columns }),
+    };
+    // A file that the command line writes.
+    host.forget(&["ContainerIDFile"]);
     Ok(())
 }
 

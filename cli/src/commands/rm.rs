@@ -1,16 +1,35 @@
-//! `bulkhead rm`.
+//! `rm`.
 
-use engine::EngineError;
-use engine::container::Containers;
-use engine::paths::Paths;
+use api::client::{Client, Method, Target};
+use clap::Args;
 
-use crate::args::Rm;
+use super::each;
+use crate::complete;
+use crate::failure::Failure;
+use crate::output;
 
-pub fn execute(paths: &Paths, args: &Rm) -> Result<u8, EngineError> {
-    let containers = Containers::new(paths.root().join("run"));
-    for name in &args.containers {
-        containers.remove(name)?;
-        println!("{name}");
-    }
-    Ok(0)
+/// Options of `rm`.
+#[derive(Debug, Args)]
+pub struct Rm {
+    /// End containers that run, too
+    #[arg(short, long)]
+    force: bool,
+    /// Remove their volumes without a name, too
+    #[arg(short, long)]
+    volumes: bool,
+    /// Names, ids, or unambiguous beginnings of ids
+    #[arg(required = true, value_name = "CONTAINER", add = complete::containers())]
+    containers: Vec<String>,
+}
+
+pub async fn execute(client: &Client, args: &Rm) -> Result<u8, Failure> {
+    let remove = async |name: &str| {
+        let target = Target::new(["containers", name])
+            .with("force", u8::from(args.force))
+            .with("v", u8::from(args.volumes));
+        client.act(Method::DELETE, &target).await?;
+        output::line(name);
+        Ok(())
+    };
+    Ok(each(&args.containers, remove).await)
 }

@@ -1,19 +1,38 @@
 //! `bulkhead serve`: the daemon, for Docker's clients and for those who want one place for everything.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use api::server::{Address, ServeError, TlsFiles};
-use engine::paths::Paths;
+use clap::Args;
 use engine::{Engine, EngineError};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::args::Serve;
+use crate::connect;
+use crate::failure::Failure;
 
 /// How often the daemon looks whether a supervisor has died.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-pub fn execute(paths: Paths, args: &Serve) -> Result<u8, EngineError> {
+/// Options of `serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Where to listen: unix://PATH, tcp://HOST:PORT, or fd:// for sockets of a service manager; repeatable
+    #[arg(short = 'H', long, value_name = "ADDRESS")]
+    host: Vec<String>,
+    /// Group that may use the unix socket
+    #[arg(short = 'G', long, value_name = "GROUP")]
+    group: Option<String>,
+    /// Directory with ca.pem, cert.pem and key.pem: clients on TCP must show a certificate of this authority
+    #[arg(long, value_name = "DIR")]
+    tls: Option<PathBuf>,
+    /// File with the token that clients on TCP must show
+    #[arg(long, value_name = "FILE")]
+    token: Option<PathBuf>,
+}
+
+pub fn execute(args: &Serve) -> Result<u8, Failure> {
+    let paths = connect::paths()?;
     let options = options(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

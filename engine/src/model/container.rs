@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::network::Endpoint;
-use super::process::{Outcome, RunningMachine};
+use super::process::{Outcome, RunningMachine, Size};
 use crate::options::{AcceleratorChoice, Isolation};
 use crate::seccomp::Seccomp;
 
@@ -65,6 +65,8 @@ pub struct ContainerConfig {
     pub health_check: Option<HealthCheck>,
     /// It has a terminal.
     pub tty: bool,
+    /// The size of that terminal at the start, if its owner's client knew it.
+    pub console_size: Option<Size>,
     /// Its standard input is kept open for those who attach.
     pub open_stdin: bool,
     /// Its standard input ends when the first who attached to it goes away.

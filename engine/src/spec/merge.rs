@@ -38,7 +38,7 @@ pub fn merge(
         config.cmd = of_image.cmd().clone();
     }
     if super::command_line(config).is_empty() {
-        return Err(EngineError::Invalid("no command specified".to_owned()));
+        return Err(EngineError::NoCommand);
     }
     let mut env = of_image.env().clone().unwrap_or_default();
     config.env.iter().for_each(|entry| set_variable(&mut env, entry));

@@ -10,7 +10,7 @@ use super::Supervisor;
 use super::policy;
 use super::run::{Ending, Run};
 use super::wire::Until;
-use crate::model::{Container, Health, HealthStatus, Outcome, Size, State, Status, now};
+use crate::model::{Container, Health, HealthStatus, Outcome, State, Status, now};
 use crate::timings::Timings;
 use crate::{EngineError, truth};
 
@@ -46,9 +46,10 @@ impl Supervisor {
         self.helper.end(self).await;
         self.abort.send_replace(None);
         let mut abort = self.abort.subscribe();
-        // Its clients know the terminal's size only after they have attached; they send it when the container runs.
+        // Docker's clients send the terminal's size again when the container runs.
+        let size = container.config.console_size;
         let started = tokio::select! {
-            started = Run::start(self, container.clone(), None::<Size>, &timings) => started,
+            started = Run::start(self, container.clone(), size, &timings) => started,
             _ = abort.wait_for(Option::is_some) => {
                 Err(EngineError::Conflict("the container was stopped before it had started".to_owned()))
             }

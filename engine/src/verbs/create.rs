@@ -41,6 +41,8 @@ impl Engine {
 
     fn create_now(&self, name: Option<String>, mut config: ContainerConfig) -> Result<Created, EngineError> {
         let _making = truth::making(self.paths())?;
+        // What this host cannot give is told before an image is fetched for it.
+        self.check_host(&config)?;
         let image = self.image_of(&config)?;
         let health = self.image_health(&image);
         config.image_id = image.id.to_string();
@@ -61,7 +63,7 @@ impl Engine {
             }
         };
         self.record(&events::of_container(&container, "create", &[]))?;
-        Ok(Created { container, warnings: Vec::new() })
+        Ok(Created { container, warnings: self.notice().into_iter().collect() })
     }
 
     fn insert(&self, mut container: Container, name: Option<String>) -> Result<Container, EngineError> {
@@ -155,9 +157,12 @@ impl Engine {
                 "can't create 'AutoRemove' container with restart policy".to_owned(),
             ));
         }
-        // An accelerator or an isolation that this host cannot give is refused now, by its name.
-        let chosen =
-            crate::accelerator::choose(config.accelerator, config.isolation, &self.paths().cache_files())?;
+        Ok(())
+    }
+
+    /// An accelerator, an isolation or a size that this host cannot give is refused by its name.
+    fn check_host(&self, config: &ContainerConfig) -> Result<(), EngineError> {
+        let chosen = self.accelerator(config.accelerator, config.isolation)?;
         crate::machine::MachineSize::new(&config.limits, chosen.accelerator)?;
         self.paths().kernel(chosen.accelerator).map(drop)
     }

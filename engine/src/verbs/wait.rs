@@ -1,12 +1,14 @@
 //! `wait`: how a container ends.
 
 use tokio::net::UnixStream;
+use vmm::config::Accelerator;
 
 use crate::engine::unexpected;
-use crate::model::{Container, Outcome};
+use crate::error::{Advice, EXIT_ENGINE, Hint};
+use crate::model::{Container, ContainerConfig, Outcome};
 use crate::supervisor::reach;
 use crate::supervisor::wire::{Ask, Reply, Until};
-use crate::{Engine, EngineError};
+use crate::{Engine, EngineError, doctor};
 
 /// A wait that has begun.
 #[derive(Debug)]
@@ -40,7 +42,41 @@ impl Engine {
     }
 }
 
+/// Exit code of a process that SIGSEGV killed.
+const SEGFAULT: u8 = 128 + 11;
+
+impl Engine {
+    /// What the owner of a container should know about its end, beside the exit code.
+    #[must_use]
+    pub fn hint(&self, config: &ContainerConfig, outcome: &Outcome) -> Option<Hint> {
+        let hint = |what: &str, why: String, next: &str| {
+            Some(Hint { what: what.to_owned(), advice: Advice { why, next: next.to_owned() } })
+        };
+        if outcome.oom_killed {
+            let why = "its processes touched more than its limit, and the guest's kernel killed one";
+            return hint("the container ran out of memory", why.to_owned(), "give it more with --memory");
+        }
+        if outcome.code == EXIT_ENGINE && !outcome.error.is_empty() {
+            return hint("the container's machine failed", outcome.error.clone(), "bulkhead doctor");
+        }
+        // A shell's exit code tells of a child that a signal killed.
+        let mappings = doctor::low_map_count().filter(|_| outcome.code == SEGFAULT)?;
+        let chosen = self.accelerator(config.accelerator, config.isolation).ok()?;
+        if chosen.accelerator != Accelerator::Uml {
+            return None;
+        }
+        let what = "the container's process ended in a segmentation fault";
+        hint(what, doctor::why_low(mappings), doctor::RAISE_MAP_COUNT)
+    }
+}
+
 impl Waiting {
+    /// What the container is.
+    #[must_use]
+    pub fn config(&self) -> &ContainerConfig {
+        &self.container.config
+    }
+
     /// Waits for the end.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ mod viewer;
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::routing::get;
+use engine::Engine;
 use engine::model::Container;
 use engine::options::{AcceleratorChoice, Isolation};
 use serde::{Deserialize, Serialize};
@@ -72,9 +73,9 @@ pub struct Machine {
     pub wanted_accelerator: String,
     /// The weakest wall that its owner accepts: `any` or `vm`.
     pub wanted_isolation: String,
-    /// What executes it, while it runs.
+    /// What executes it, or would at its next start; absent if this host cannot give what it wants.
     pub accelerator: Option<String>,
-    /// What stands between it and the host, while it runs; for people.
+    /// What stands between it and the host, or would; for people.
     pub boundary: Option<String>,
     /// Process number of the supervisor that owns it, while it runs.
     pub supervisor: Option<u32>,
@@ -95,8 +96,13 @@ pub struct Problem {
     pub next: Option<String>,
 }
 
-fn describe(container: &Container) -> Machine {
+fn describe(container: &Container, engine: &Engine) -> Machine {
     let machine = container.state.machine.as_ref();
+    let (accelerator, boundary) = match machine {
+        Some(machine) => Some((machine.accelerator.clone(), machine.boundary.clone())),
+        None => engine.would_have(&container.config),
+    }
+    .unzip();
     Machine {
         container: container.id.clone(),
         name: container.name.clone(),
@@ -106,8 +112,8 @@ fn describe(container: &Container) -> Machine {
             Isolation::Any => "any".to_owned(),
             Isolation::Vm => "vm".to_owned(),
         },
-        accelerator: machine.map(|machine| machine.accelerator.clone()),
-        boundary: machine.map(|machine| machine.boundary.clone()),
+        accelerator,
+        boundary,
         supervisor: machine.map(|machine| machine.supervisor),
         vmm: machine.map(|machine| machine.vmm),
     }
@@ -136,7 +142,13 @@ async fn host(State(app): State<App>) -> Answer {
 /// All containers with their machines, newest first.
 #[utoipa::path(get, path = "/bulkhead/v1/machines", responses((status = 200, body = Vec<Machine>)))]
 async fn machines(State(app): State<App>) -> Answer {
-    json(&app.engine.containers()?.iter().map(describe).collect::<Vec<_>>())
+    json(
+        &app.engine
+            .containers()?
+            .iter()
+            .map(|container| describe(container, &app.engine))
+            .collect::<Vec<_>>(),
+    )
 }
 
 /// The machine of one container.
@@ -147,7 +159,7 @@ async fn machines(State(app): State<App>) -> Answer {
     responses((status = 200, body = Machine), (status = 404, description = "No such container", body = Problem))
 )]
 async fn machine(State(app): State<App>, Path(id): Path<String>) -> Answer {
-    json(&describe(&app.engine.container(&id)?))
+    json(&describe(&app.engine.container(&id)?, &app.engine))
 }
 
 /// This description.

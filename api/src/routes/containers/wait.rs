@@ -8,7 +8,8 @@ use axum::http::StatusCode;
 use axum::routing::post;
 use bollard_stubs::models::{ContainerWaitExitError, ContainerWaitResponse};
 use bytes::Bytes;
-use engine::{Until, Waiting};
+use engine::{Engine, Until, Waiting};
+use serde::Serialize;
 
 use crate::App;
 use crate::body;
@@ -32,13 +33,34 @@ fn until(condition: Option<&str>) -> Result<Until, ApiError> {
 async fn wait(State(app): State<App>, Path(id): Path<String>, query: Query) -> Answer {
     let until = until(query.text("condition"))?;
     let waiting = app.engine.wait(&id, until).await?;
-    let end =
-        futures_util::stream::once(async move { Ok::<_, std::io::Error>(finish(waiting, until).await) });
+    let end = futures_util::stream::once(async move {
+        Ok::<_, std::io::Error>(finish(&app.engine, waiting, until).await)
+    });
     Ok(body::with_type(StatusCode::OK, "application/json", Body::from_stream(end)))
 }
 
-async fn finish(waiting: Waiting, until: Until) -> Bytes {
-    let response = match waiting.finish().await {
+/// Docker's answer, and what a person should know beside the exit code.
+#[derive(Serialize)]
+struct Ended {
+    #[serde(flatten)]
+    docker: ContainerWaitResponse,
+    #[serde(rename = "Hint", skip_serializing_if = "Option::is_none")]
+    hint: Option<ThreeLines>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ThreeLines {
+    what: String,
+    why: String,
+    next: String,
+}
+
+async fn finish(engine: &Engine, waiting: Waiting, until: Until) -> Bytes {
+    let config = waiting.config().clone();
+    let ended = waiting.finish().await;
+    let hint = ended.as_ref().ok().and_then(|outcome| engine.hint(&config, outcome));
+    let docker = match ended {
         Ok(outcome) => ContainerWaitResponse {
             status_code: i64::from(outcome.code),
             error: Some(outcome.error)
@@ -52,7 +74,8 @@ async fn finish(waiting: Waiting, until: Until) -> Bytes {
         },
     };
     // Numbers and texts only: this cannot fail.
-    let mut line = serde_json::to_vec(&response).unwrap_or_default();
+    let hint = hint.map(|hint| ThreeLines { what: hint.what, why: hint.advice.why, next: hint.advice.next });
+    let mut line = serde_json::to_vec(&Ended { docker, hint }).unwrap_or_default();
     line.push(b'\n');
     line.into()
 }

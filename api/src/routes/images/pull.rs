@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::routing::post;
-use engine::Engine;
+use engine::{Engine, EngineError};
 use image_unpack::{Change, Event, ImportOptions, Platform, Reference, Registries, Source};
 use serde_json::json;
 use tokio_util::io::SyncIoBridge;
@@ -79,10 +79,14 @@ fn pull(
             "pull access denied for {}, repository does not exist or may require 'docker login'",
             name.repository()
         )),
-        _ => error.into(),
+        _ => unusable(&familiar, error),
     })?;
     event(engine, "pull", &familiar, &familiar);
     Ok(())
+}
+
+fn unusable(name: &str, source: image_unpack::Error) -> ApiError {
+    EngineError::Image { name: name.to_owned(), source: Box::new(source) }.into()
 }
 
 /// Makes an image of this host's files ready.
@@ -98,7 +102,7 @@ fn local(
             lines.put(&line);
         }
     };
-    let image = engine.images().ensure(source, platform, &hear)?;
+    let image = engine.images().ensure(source, platform, &hear).map_err(|source| unusable(name, source))?;
     lines.status(&format!("Status: Image {} is ready for {name}", image.id));
     event(engine, "load", &image.id.to_string(), name);
     Ok(())
