@@ -10,12 +10,11 @@ use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Response};
 use axum::middleware::Next;
+use engine::trace;
 use tracing::Instrument as _;
 
 use crate::App;
 
-/// Longest request id that is taken from a client, in bytes.
-const MAX_ID: usize = 64;
 /// Header with the request id.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Upper bounds of the histogram of durations, in seconds.
@@ -23,27 +22,22 @@ const BUCKETS: [f64; 8] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 10.0];
 
 /// Gives every request an id: the client's own, if it is a plain word, else a new one.
 pub async fn identify(request: Request, next: Next) -> Response<Body> {
-    let given = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(|id| is_plain(id));
+    let given =
+        request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(|id| trace::is_id(id));
     let id = given.map_or_else(new_id, str::to_owned);
     let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
     let started = Instant::now();
-    let mut response = async {
+    let work = async {
         let response = next.run(request).await;
         let milliseconds = started.elapsed().as_millis();
         tracing::debug!(status = response.status().as_u16(), milliseconds, "answered");
         response
-    }
-    .instrument(span)
-    .await;
+    };
+    let mut response = trace::of_request(id.clone(), work).instrument(span).await;
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
     response
-}
-
-fn is_plain(id: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    !id.is_empty() && id.len() <= MAX_ID && id.bytes().all(plain)
 }
 
 /// Unique among the processes of a host.
@@ -122,9 +116,9 @@ mod tests {
 
     #[test]
     fn ids_are_plain_words() {
-        assert!(is_plain("abc-1_2.3") && is_plain(&new_id()));
+        assert!(trace::is_id("abc-1_2.3") && trace::is_id(&new_id()));
         for bad in ["", "a b", "a\n", "ä", &"a".repeat(65)] {
-            assert!(!is_plain(bad), "{bad:?}");
+            assert!(!trace::is_id(bad), "{bad:?}");
         }
         assert_ne!(new_id(), new_id());
     }

@@ -6,6 +6,7 @@ mod commands;
 mod complete;
 mod connect;
 mod failure;
+mod logging;
 mod options;
 mod output;
 mod progress;

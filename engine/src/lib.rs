@@ -27,6 +27,7 @@ pub mod spec;
 pub mod supervisor;
 pub mod time;
 mod timings;
+pub mod trace;
 mod truth;
 mod verbs;
 

@@ -23,6 +23,7 @@ use crate::accelerator::Chosen;
 use crate::model::Limits;
 use crate::options::{DEFAULT_MEMORY_MIB, GUEST_OVERHEAD_MIB};
 use crate::paths::Paths;
+use crate::trace;
 
 /// The guest's context id. Machines have no way to each other, so all may have the same.
 const GUEST_CID: u32 = 3;
@@ -170,6 +171,7 @@ impl Machine {
         let log_file = File::create(&log).map_err(EngineError::io("making the VMM's log"))?;
         let child = Command::new(&vmm)
             .args(["--control-fd", "0"])
+            .args(trace::request().iter().flat_map(|id| ["--request-id", id]))
             .env_clear()
             .stdin(Stdio::from(control_far.into_fd()))
             .stdout(Stdio::null())

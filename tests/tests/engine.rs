@@ -288,3 +288,34 @@ async fn a_daemon_starts_again_what_is_meant_to_run() {
     }
     setup.bulkhead.assert_nothing_left();
 }
+
+#[tokio::test]
+async fn a_requests_id_reaches_the_supervisor_and_the_vmm() {
+    let Some(setup) = Setup::new() else { return };
+    let engine = &setup.engine;
+    let id = setup.create(setup.shell("sleep 100")).await;
+    engine::trace::of_request("order-4711".to_owned(), engine.start(&id)).await.unwrap();
+    let machine = engine.container(&id).unwrap().state.machine.unwrap();
+    let command = std::fs::read(format!("/proc/{}/cmdline", machine.vmm)).unwrap();
+    assert!(String::from_utf8(command).unwrap().contains("--request-id\0order-4711\0"));
+    // Another question, for nobody in particular.
+    engine.pause(&id).await.unwrap();
+    let log = setup.bulkhead.root.path().join("containers").join(&id).join("supervisor.log");
+    let lines: Vec<serde_json::Value> = std::fs::read_to_string(log)
+        .unwrap()
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .filter(|line: &serde_json::Value| line["message"] == "done")
+        .collect();
+    let asked = |line: &serde_json::Value| {
+        (line["spans"][0]["what"].as_str().unwrap().to_owned(), line["spans"][0]["request"].clone())
+    };
+    let asked: Vec<_> = lines.iter().map(asked).collect();
+    assert_eq!(
+        asked,
+        [("start".to_owned(), "order-4711".into()), ("pause".to_owned(), "".into())],
+        "{lines:?}"
+    );
+    engine.remove(&id, true, false).await.unwrap();
+    setup.bulkhead.assert_nothing_left();
+}

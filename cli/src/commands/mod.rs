@@ -18,7 +18,7 @@ use engine::options::{AcceleratorChoice, Isolation};
 
 use crate::args::Cli;
 use crate::failure::Failure;
-use crate::{connect, report};
+use crate::{connect, logging, report};
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
@@ -98,6 +98,8 @@ async fn container(client: &Client, verb: ContainerVerb) -> Result<u8, Failure> 
 }
 
 fn supervise(id: &str) -> Result<u8, Failure> {
+    // Its standard error is a file beside the container's log.
+    logging::begin(logging::Format::Json, logging::Verbosity::Info);
     engine::supervisor::supervise(connect::paths()?, id)?;
     Ok(0)
 }

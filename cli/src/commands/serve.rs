@@ -8,8 +8,8 @@ use clap::Args;
 use engine::{Engine, EngineError};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::connect;
 use crate::failure::Failure;
+use crate::{connect, logging};
 
 /// How often the daemon looks whether a supervisor has died.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -29,9 +29,16 @@ pub struct Serve {
     /// File with the token that clients on TCP must show
     #[arg(long, value_name = "FILE")]
     token: Option<PathBuf>,
+    /// How log lines are written
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: logging::Format,
+    /// How much is logged
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log_level: logging::Verbosity,
 }
 
 pub fn execute(args: &Serve) -> Result<u8, Failure> {
+    logging::begin(args.log_format, args.log_level);
     let paths = connect::paths()?;
     let options = options(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -63,10 +70,10 @@ async fn look_after(engine: Engine) {
         match failed {
             Ok(containers) => {
                 for (container, error) in containers {
-                    eprintln!("bulkhead: {} was not started again: {error}", container.name);
+                    tracing::warn!(%error, container = container.name, "it was not started again");
                 }
             }
-            Err(error) => eprintln!("bulkhead: the containers cannot be looked after: {error}"),
+            Err(error) => tracing::error!(%error, "the containers cannot be looked after"),
         }
         tokio::time::sleep(INTERVAL).await;
         failed = engine.look_after().await;

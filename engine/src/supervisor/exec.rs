@@ -127,7 +127,7 @@ impl Supervisor {
             if self.run.borrow().is_some()
                 && let Err(error) = self.database.put_exec(&exec)
             {
-                eprintln!("the end of exec {} cannot be written: {error}", exec.id);
+                tracing::error!(%error, exec = exec.id, "the end of an exec cannot be written");
             }
             let attributes = [("execID", exec.id.clone()), ("exitCode", status.code().to_string())];
             self.event(&container, "exec_die", &attributes);

@@ -52,7 +52,7 @@ pub(super) async fn watch(supervisor: Rc<Supervisor>, run: Rc<Run>) {
         };
         let young = began.elapsed() < or(check.start_period, Duration::ZERO);
         if let Err(error) = remember(&supervisor, &check, result, young) {
-            eprintln!("the container's health cannot be written: {error}");
+            tracing::error!(%error, "the container's health cannot be written");
         }
     }
 }

@@ -96,7 +96,7 @@ impl Supervisor {
             }
         });
         if let Err(error) = changed {
-            eprintln!("the container's state cannot be written: {error}");
+            tracing::error!(%error, "the container's state cannot be written");
         }
         self.hub.close();
         self.after_end(container, &outcome);
@@ -124,10 +124,11 @@ impl Supervisor {
                 Outcome { code: 128 + SIGKILL, oom_killed: false, error }
             }
             Ending::Failed(error) => {
-                eprintln!("{}", truth::one_line(&error));
-                if let Some(console) = error.console() {
-                    eprintln!("{console}");
-                }
+                tracing::error!(
+                    error = truth::one_line(&error),
+                    console = error.console(),
+                    "the machine failed"
+                );
                 run.booted.kill().await;
                 Outcome { code: error.exit_code(), oom_killed: false, error: truth::one_line(&error) }
             }
@@ -144,7 +145,7 @@ impl Supervisor {
         let container = match changed {
             Ok(container) => container,
             Err(error) => {
-                eprintln!("the container's end cannot be written: {error}");
+                tracing::error!(%error, "the container's end cannot be written");
                 run.container.clone()
             }
         };
@@ -168,7 +169,7 @@ impl Supervisor {
         self.wake(outcome, |until| until != Until::Removed);
         if container.config.auto_remove {
             if let Err(error) = self.erase(container) {
-                eprintln!("the container cannot be removed: {error}");
+                tracing::error!(%error, "the container cannot be removed");
             }
             self.wake(outcome, |_| true);
         }
@@ -187,7 +188,7 @@ impl Supervisor {
         let waits = self.container().is_ok_and(|c| c.state.status == Status::Restarting);
         let again = waits && !stopped && self.run.borrow().is_none();
         if again && let Err(error) = self.start_now(restarts).await {
-            eprintln!("the container cannot be started again: {}", truth::one_line(&error));
+            tracing::error!(error = truth::one_line(&error), "the container cannot be started again");
         }
         drop(turn);
         self.idle.notify_one();

@@ -92,7 +92,7 @@ impl Log {
             }
             // The container goes on without its log; a line in the supervisor's own tells of it.
             Err(e) if !self.failed => {
-                eprintln!("the log {} cannot be written: {e}", self.path.display());
+                tracing::error!(error = %e, path = %self.path.display(), "the log cannot be written");
                 self.failed = true;
             }
             Err(_) => {}

@@ -213,7 +213,7 @@ impl Supervisor {
         let event = events::of_container(container, action, more);
         debug_assert_eq!(event.kind, EventKind::Container);
         if let Err(error) = self.database.insert_event(&event) {
-            eprintln!("the event {action} cannot be written: {error}");
+            tracing::error!(%error, action, "an event cannot be written");
         }
     }
 

@@ -11,12 +11,13 @@ use tokio::net::UnixStream;
 use tokio::process::Command;
 use tokio::time::Instant;
 
-use super::wire::{Ask, GREETING, Reply, read_frame, write_frame};
+use super::wire::{Ask, GREETING, Question, Reply, read_frame, write_frame};
 use super::{BUSY, READY};
 use crate::EngineError;
 use crate::directory::Directory;
 use crate::error::Refusal;
 use crate::paths::Paths;
+use crate::trace;
 
 /// How long a supervisor may take to answer the first byte, and how long one stays that nobody has asked anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -34,7 +35,8 @@ pub(crate) async fn ask(
 ) -> Result<(UnixStream, Reply), EngineError> {
     let gone = |_: io::Error| EngineError::SupervisorGone(id.to_owned());
     let mut connection = connect(paths, id, spawn).await?;
-    write_frame(&mut connection, question).await.map_err(gone)?;
+    let question = Question { request: trace::request(), ask: question };
+    write_frame(&mut connection, &question).await.map_err(gone)?;
     let reply = reply(&mut connection, id).await?;
     Ok((connection, reply))
 }

@@ -1,25 +1,34 @@
 //! One connection to the supervisor: one question and its answers.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use agent::protocol::Call;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
+use tracing::Instrument as _;
 
 use super::Supervisor;
 use super::hub::feed;
-use super::wire::{Ask, GREETING, Reply, Streams, Until, answer, read_frame};
+use super::wire::{Ask, GREETING, Question, Reply, Streams, Until, answer, read_frame};
 use crate::error::Refusal;
 use crate::model::{Limits, Outcome, Size};
-use crate::{EngineError, spec};
+use crate::{EngineError, spec, trace, truth};
 
 /// Serves a connection to its end. One that breaks concerns nobody else.
 pub(super) async fn connection(supervisor: &Rc<Supervisor>, mut connection: UnixStream) {
     if connection.write_all(&[GREETING]).await.is_err() {
         return;
     }
-    let Ok(ask) = read_frame::<Ask>(&mut connection).await else { return };
+    let Ok(Question { request, ask }) = read_frame::<Question<Ask>>(&mut connection).await else { return };
+    let request = request.filter(|id| trace::is_id(id)).unwrap_or_default();
+    let span = tracing::info_span!("asked", request, what = ask.name());
+    trace::of_request(request, serve(supervisor, connection, ask)).instrument(span).await;
+}
+
+async fn serve(supervisor: &Rc<Supervisor>, mut connection: UnixStream, ask: Ask) {
+    let began = Instant::now();
     let replied = match ask {
         Ask::Start => supervisor.start().await.map(Reply::Changed),
         Ask::Stop { signal, timeout } => supervisor.stop(signal, timeout).await.map(Reply::Changed),
@@ -46,11 +55,16 @@ pub(super) async fn connection(supervisor: &Rc<Supervisor>, mut connection: Unix
             }
         },
     };
-    let told = replied.as_ref().err().map(Refusal::from);
-    let reply = match (replied, told) {
-        (Ok(reply), _) => Ok(reply),
-        (Err(_), Some(refusal)) => Err(refusal),
-        (Err(error), None) => Err(Refusal::from(&error)),
+    let milliseconds = began.elapsed().as_millis();
+    let reply = match replied {
+        Ok(reply) => {
+            tracing::info!(milliseconds, "done");
+            Ok(reply)
+        }
+        Err(error) => {
+            tracing::warn!(milliseconds, error = truth::one_line(&error), "refused");
+            Err(Refusal::from(&error))
+        }
     };
     // Who asked may have gone away.
     let _ = answer(&mut connection, &reply).await;

@@ -22,6 +22,16 @@ pub(crate) const GREETING: u8 = b'S';
 /// Most bytes of a frame: an agent's answer and what is around it.
 const MAX_FRAME: u32 = 2 << 20;
 
+/// A question, and for whom it is asked.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Question<A> {
+    /// Id of the request that it belongs to ([`crate::trace`]).
+    pub(crate) request: Option<String>,
+    /// The question.
+    pub(crate) ask: A,
+}
+
 /// What the engine asks of a supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -56,6 +66,29 @@ pub(crate) enum Ask {
     Transfer { call: Box<Call> },
     /// Remove the container; a running one is ended first if `force` says so. `Done`.
     Remove { force: bool },
+}
+
+impl Ask {
+    /// Its name in a log.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stop { .. } => "stop",
+            Self::Restart { .. } => "restart",
+            Self::Kill { .. } => "kill",
+            Self::Pause => "pause",
+            Self::Unpause => "unpause",
+            Self::Resize { .. } => "resize",
+            Self::Update { .. } => "update",
+            Self::Wait { .. } => "wait",
+            Self::Attach { .. } => "attach",
+            Self::ExecStart { .. } => "exec start",
+            Self::ExecResize { .. } => "exec resize",
+            Self::Look { .. } => "look",
+            Self::Transfer { .. } => "transfer",
+            Self::Remove { .. } => "remove",
+        }
+    }
 }
 
 /// Until when to wait.
