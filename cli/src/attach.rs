@@ -149,7 +149,8 @@ impl Foreground {
                     }
                 }
             }
-            if let (true, Some(end)) = (drained, &end) {
+            // The end of one that could not be started may be told before its start is answered, which tells more.
+            if let (true, true, Some(end)) = (started, drained, &end) {
                 if let Some([what, why, next]) = &end.hint {
                     report::three_lines(what, why, next);
                 }

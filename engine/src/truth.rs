@@ -99,7 +99,11 @@ pub(crate) fn erase(
 ) -> Result<(), EngineError> {
     let mut state = container.state.clone();
     state.status = Status::Removing;
-    database.set_state(&container.id, &state)?;
+    match database.set_state(&container.id, &state) {
+        // Somebody else has removed it meanwhile; the directory may be one that was made for our lock.
+        Err(EngineError::NoContainer(_)) => return directory.remove(),
+        other => other?,
+    }
     if let Err(error) = directory.remove() {
         state.status = Status::Dead;
         database.set_state(&container.id, &state)?;

@@ -31,6 +31,8 @@ impl Daemon {
     #[must_use]
     pub fn start() -> Option<Self> {
         let bulkhead = Bulkhead::new()?;
+        // What it measures it tells once, as a warning of whatever is created first.
+        let _ = bulkhead.ran(&["accelerator"]);
         let config = tempfile::Builder::new().prefix("bulkhead-docker-").tempdir().unwrap();
         let socket = config.path().join("docker.sock");
         let child = spawn(&bulkhead, &socket);
