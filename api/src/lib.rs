@@ -17,6 +17,7 @@ pub mod client;
 pub mod error;
 pub mod frames;
 pub mod server;
+pub mod times;
 pub mod units;
 pub mod version;
 
@@ -31,7 +32,6 @@ mod pipe;
 mod progress;
 mod query;
 mod routes;
-mod times;
 mod translate;
 
 use std::sync::atomic::AtomicUsize;

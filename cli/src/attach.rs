@@ -166,7 +166,7 @@ impl Foreground {
     }
 
     /// Gives the container's terminal the size of the caller's.
-    fn resize(&self) {
+    pub fn resize(&self) {
         if let (true, Some(size)) = (self.tty, terminal::size()) {
             self.post(
                 Target::new(["containers", &self.id, "resize"]).with("h", size.rows).with("w", size.columns),

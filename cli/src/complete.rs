@@ -46,6 +46,17 @@ pub fn volumes() -> ArgValueCompleter {
     })
 }
 
+/// Names of everything that can be inspected.
+pub fn anything() -> ArgValueCompleter {
+    ArgValueCompleter::new(|typed: &OsStr| {
+        let mut all = Vec::new();
+        for kind in [containers(), images(), networks(), volumes()] {
+            all.extend(kind.complete(typed));
+        }
+        all
+    })
+}
+
 fn name(value: &Value) -> Vec<String> {
     value.as_str().map(str::to_owned).into_iter().collect()
 }

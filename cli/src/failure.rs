@@ -27,7 +27,7 @@ impl Failure {
     /// A value that an option cannot have.
     pub fn option(option: &str, value: &str, why: impl Into<String>, next: &str) -> Self {
         let option = if value.is_empty() { option.to_owned() } else { format!("{option} {value}") };
-        Self::Run(Box::new(EngineError::Option { option, why: why.into(), next: next.to_owned() }.into()))
+        EngineError::Option { option, why: why.into(), next: next.to_owned() }.into()
     }
 
     /// An answer that is not what was asked for.

@@ -183,18 +183,6 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        // Supervisors outlive their daemon by design; here nothing may outlive its test.
-        let root = self.bulkhead.root.path().to_string_lossy().into_owned();
-        for _ in 0..3 {
-            for process in crate::processes_with(&root) {
-                let number = process.split(':').next().and_then(|number| number.parse::<i32>().ok());
-                if let Some(number) = number.filter(|_| !process.contains("cargo")) {
-                    // SAFETY: kill takes two numbers; the process holds a file of this test's own directory open.
-                    unsafe { libc::kill(number, libc::SIGKILL) };
-                }
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
         if std::thread::panicking() {
             let log = fs::read_to_string(self.socket.with_extension("log")).unwrap_or_default();
             eprintln!("the daemon's log:\n{log}");

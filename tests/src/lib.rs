@@ -3,6 +3,7 @@
 //! `make test` sets `BULKHEAD` (the command line's binary), `BULKHEAD_KERNEL_UML` and `BULKHEAD_KERNEL_KVM`. Without them, every test says
 //! `skipped:` and why.
 
+pub mod cli;
 pub mod daemon;
 pub mod guest;
 pub mod image;
@@ -69,7 +70,7 @@ impl Bulkhead {
 
     fn bare(program: &Path, root: &Path) -> Command {
         let mut command = Command::new(program);
-        command.env("BULKHEAD_ROOT", root).env_remove("BULKHEAD_TIMINGS").stdin(Stdio::null());
+        command.env("BULKHEAD_ROOT", root).env_remove("BULKHEAD_HOST").stdin(Stdio::null());
         command
     }
 
@@ -113,6 +114,32 @@ impl Bulkhead {
             .filter(|p| p.to_string_lossy().contains(".new") || p.to_string_lossy().contains(".tmp"))
             .collect();
         assert!(temporary.is_empty(), "temporary files left: {temporary:?}");
+    }
+}
+
+impl Drop for Bulkhead {
+    fn drop(&mut self) {
+        // Supervisors outlive their command and their daemon by design; here nothing may outlive its test.
+        end_all(self.root.path());
+    }
+}
+
+/// Ends every process that has something to do with a test's directory.
+fn end_all(root: &Path) {
+    let root = root.to_string_lossy().into_owned();
+    for _ in 0..4 {
+        let processes = processes_with(&root);
+        if processes.is_empty() {
+            return;
+        }
+        for process in processes {
+            let number = process.split(':').next().and_then(|number| number.parse::<i32>().ok());
+            if let Some(number) = number.filter(|_| !process.contains("cargo")) {
+                // SAFETY: kill takes two numbers; the process holds a file of this test's own directory open.
+                unsafe { libc::kill(number, libc::SIGKILL) };
+            }
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
     }
 }
 

@@ -5,14 +5,44 @@ use std::io::Write as _;
 use std::path::Path;
 
 use api::client::{Client, ClientError, Target};
+use clap::Args;
 use serde_json::Value;
 
-use super::pull;
+use super::transfer;
+use crate::complete;
 use crate::failure::Failure;
-use crate::options::{ContainerFlags, image_name};
+use crate::options::config::streams;
+use crate::options::{self, ContainerFlags, image_name};
+use crate::output;
 
 /// Not found.
 const NOT_FOUND: u16 = 404;
+
+/// Options of `create`.
+#[derive(Debug, Args)]
+#[command(
+    disable_help_flag = true,
+    override_usage = "bulkhead create [OPTIONS] IMAGE [COMMAND] [ARGUMENT]..."
+)]
+pub struct Create {
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+    #[command(flatten)]
+    flags: ContainerFlags,
+    /// The image, then the command
+    #[arg(value_name = "IMAGE", required = true, trailing_var_arg = true, add = complete::images())]
+    image_and_command: Vec<String>,
+}
+
+pub async fn execute(client: &Client, args: &Create) -> Result<u8, Failure> {
+    let (image, command) = split(&args.image_and_command);
+    let wanted = streams(&args.flags, false)?;
+    let body = options::body(&args.flags, image, command, wanted)?;
+    let id = create(client, &args.flags, &Image::of(&args.flags, image), &body).await?;
+    output::line(&id);
+    Ok(0)
+}
 
 /// The image of a new container.
 pub struct Image<'a> {
@@ -28,7 +58,7 @@ impl<'a> Image<'a> {
     }
 
     async fn pull(&self, client: &Client) -> Result<(), Failure> {
-        pull::pull(client, &self.name, self.platform, self.quiet).await
+        transfer::fetch(client, &self.name, self.platform, self.quiet).await
     }
 }
 
@@ -68,8 +98,9 @@ pub async fn create(
         answer = client.post(&target, body).await;
     }
     let answer = answer?;
-    for warning in answer["Warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        eprintln!("bulkhead: {warning}");
+    let warnings = answer["Warnings"].as_array().into_iter().flatten();
+    for line in warnings.chain([&answer["Notice"]]).filter_map(Value::as_str) {
+        eprintln!("bulkhead: {line}");
     }
     let id = answer["Id"].as_str().ok_or_else(|| Failure::answer("a container was created without an id"))?;
     if let Some(path) = id_file {

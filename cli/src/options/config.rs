@@ -239,7 +239,7 @@ mod tests {
         for (name, change) in bad {
             let error = of(change).unwrap_err();
             assert!(error.to_string().starts_with(name), "{error}");
-            assert_eq!(error.exit_code(), 125);
+            assert_eq!((error.exit_code(), error.of_run().exit_code()), (1, 125));
         }
     }
 

@@ -18,6 +18,8 @@ pub struct Created {
     pub container: Container,
     /// What its owner should know.
     pub warnings: Vec<String>,
+    /// What executes containers on this host and why, if that was found out just now: said once.
+    pub notice: Option<String>,
 }
 
 impl Engine {
@@ -63,7 +65,7 @@ impl Engine {
             }
         };
         self.record(&events::of_container(&container, "create", &[]))?;
-        Ok(Created { container, warnings: self.notice().into_iter().collect() })
+        Ok(Created { container, warnings: Vec::new(), notice: self.notice() })
     }
 
     fn insert(&self, mut container: Container, name: Option<String>) -> Result<Container, EngineError> {

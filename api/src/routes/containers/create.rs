@@ -5,6 +5,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::post;
 use bollard_stubs::models::{ContainerCreateResponse, ContainerUpdateResponse};
+use serde::Serialize;
 
 use crate::App;
 use crate::body::{self, JsonBody, json, json_with};
@@ -41,10 +42,20 @@ async fn create_one(State(app): State<App>, query: Query, body: JsonBody) -> Ans
     let mut config = create::container(body.fields()?, &app.engine)?;
     config.platform = query.text("platform").unwrap_or_default().to_owned();
     let created = app.engine.create(name, config).await?;
-    json_with(
-        StatusCode::CREATED,
-        &ContainerCreateResponse { id: created.container.id, warnings: created.warnings },
-    )
+    if let Some(notice) = &created.notice {
+        tracing::warn!(notice, "what executes containers here was measured");
+    }
+    let docker = ContainerCreateResponse { id: created.container.id, warnings: created.warnings };
+    json_with(StatusCode::CREATED, &Made { docker, notice: created.notice })
+}
+
+/// Docker's answer, and a line for people that is no warning.
+#[derive(Serialize)]
+struct Made {
+    #[serde(flatten)]
+    docker: ContainerCreateResponse,
+    #[serde(rename = "Notice", skip_serializing_if = "Option::is_none")]
+    notice: Option<String>,
 }
 
 async fn rename(State(app): State<App>, Path(id): Path<String>, query: Query) -> Answer {
