@@ -95,7 +95,7 @@ impl Foreground {
         start: impl Future<Output = Result<(), Failure>>,
         mut wait: JsonLines<Value>,
     ) -> Result<u8, Failure> {
-        let _raw = raw_mode(self.tty && self.stdin)?;
+        let raw = raw_mode(self.tty && self.stdin)?;
         let streams = self.streams.take();
         let attached = streams.is_some();
         let mut output: Pin<Box<dyn Future<Output = io::Result<()>>>> = match streams {
@@ -111,7 +111,9 @@ impl Foreground {
                 result = &mut start, if !started => {
                     started = true;
                     match (result, fatal) {
-                        (Ok(()), _) => {}
+                        // It came too early for whatever was to be ended.
+                        (Ok(()), Some(signal)) => self.send(signal),
+                        (Ok(()), None) => self.resize(),
                         (Err(_), Some(signal)) => return Ok(killed_by(signal)),
                         (Err(error), None) => return Err(error),
                     }
@@ -151,6 +153,7 @@ impl Foreground {
             }
             // The end of one that could not be started may be told before its start is answered, which tells more.
             if let (true, true, Some(end)) = (started, drained, &end) {
+                drop(raw);
                 if let Some([what, why, next]) = &end.hint {
                     report::three_lines(what, why, next);
                 }

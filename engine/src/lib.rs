@@ -26,7 +26,7 @@ pub mod signals;
 pub mod spec;
 pub mod supervisor;
 pub mod time;
-mod timings;
+pub mod timings;
 pub mod trace;
 mod truth;
 mod verbs;

@@ -70,7 +70,11 @@ impl Bulkhead {
 
     fn bare(program: &Path, root: &Path) -> Command {
         let mut command = Command::new(program);
-        command.env("BULKHEAD_ROOT", root).env_remove("BULKHEAD_HOST").stdin(Stdio::null());
+        command
+            .env("BULKHEAD_ROOT", root)
+            .env_remove("BULKHEAD_HOST")
+            .env_remove("BULKHEAD_TIMINGS")
+            .stdin(Stdio::null());
         command
     }
 

@@ -39,6 +39,7 @@ use inspect::Kind;
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant)] // there is one, and it is not passed around
 pub enum Command {
     #[command(flatten)]
     Container(ContainerVerb),
@@ -139,11 +140,12 @@ pub enum ContainerVerb {
     /// Tell what containers use
     Stats(stats::Stats),
     /// Change limits and restart policy of containers
-    Update(update::Update),
+    Update(Box<update::Update>),
 }
 
 /// `container`.
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant)] // as `Command`
 pub enum ContainerNoun {
     #[command(flatten)]
     Verb(ContainerVerb),
@@ -189,7 +191,7 @@ pub enum ImageNoun {
     #[command(visible_alias = "remove")]
     Rm(images::Rmi),
     /// Remove images that no container is made of
-    Prune(prune::Prune),
+    Prune(prune::PruneAll),
 }
 
 /// Executes a command, tells what went wrong, and returns its exit code.

@@ -13,20 +13,34 @@ use crate::output;
 use crate::progress::size;
 
 /// Options of every `prune`.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct Prune {
-    /// Everything that is not used: named volumes, images with a name
-    #[arg(short, long)]
-    all: bool,
     /// Remove only those that pass, such as until=24h or label=tier=front
     #[arg(long, value_name = "FILTER")]
     filter: Vec<String>,
     /// Do not ask
     #[arg(short, long)]
     force: bool,
-    /// Volumes, too (system prune)
+}
+
+/// Options of `image prune` and `volume prune`.
+#[derive(Debug, Args)]
+pub struct PruneAll {
+    /// Everything that no container uses, also with a name
+    #[arg(short, long)]
+    all: bool,
+    #[command(flatten)]
+    prune: Prune,
+}
+
+/// Options of `system prune`.
+#[derive(Debug, Args)]
+pub struct PruneSystem {
+    /// Volumes without a name, too
     #[arg(long)]
     volumes: bool,
+    #[command(flatten)]
+    all: PruneAll,
 }
 
 /// Asks whether to go on, unless the caller forces it.
@@ -77,22 +91,22 @@ pub async fn containers(client: &Client, args: &Prune) -> Result<u8, Failure> {
     Ok(0)
 }
 
-pub async fn images(client: &Client, args: &Prune) -> Result<u8, Failure> {
+pub async fn images(client: &Client, args: &PruneAll) -> Result<u8, Failure> {
     let what = if args.all {
         "all images without at least one container associated to them"
     } else {
         "all dangling images"
     };
-    if agreed(args, what)? {
+    if agreed(&args.prune, what)? {
         let freed = prune_images(client, args).await?;
         reclaimed(freed);
     }
     Ok(0)
 }
 
-async fn prune_images(client: &Client, args: &Prune) -> Result<u64, Failure> {
+async fn prune_images(client: &Client, args: &PruneAll) -> Result<u64, Failure> {
     let dangling = if args.all { "false" } else { "true" };
-    let answer = post(client, "images", args, &[("dangling", dangling)]).await?;
+    let answer = post(client, "images", &args.prune, &[("dangling", dangling)]).await?;
     let removed = answer["ImagesDeleted"].as_array().cloned().unwrap_or_default();
     if !removed.is_empty() {
         output::line("Deleted Images:");
@@ -102,20 +116,20 @@ async fn prune_images(client: &Client, args: &Prune) -> Result<u64, Failure> {
     Ok(bytes(&answer))
 }
 
-pub async fn volumes(client: &Client, args: &Prune) -> Result<u8, Failure> {
+pub async fn volumes(client: &Client, args: &PruneAll) -> Result<u8, Failure> {
     let what = if args.all {
         "all local volumes not used by at least one container"
     } else {
         "anonymous local volumes not used by at least one container"
     };
-    if agreed(args, what)? {
-        reclaimed(prune_volumes(client, args).await?);
+    if agreed(&args.prune, what)? {
+        reclaimed(prune_volumes(client, &args.prune, args.all).await?);
     }
     Ok(0)
 }
 
-async fn prune_volumes(client: &Client, args: &Prune) -> Result<u64, Failure> {
-    let own: &[(&str, &str)] = if args.all { &[("all", "true")] } else { &[] };
+async fn prune_volumes(client: &Client, args: &Prune, all: bool) -> Result<u64, Failure> {
+    let own: &[(&str, &str)] = if all { &[("all", "true")] } else { &[] };
     let answer = post(client, "volumes", args, own).await?;
     names("Deleted Volumes:", &answer["VolumesDeleted"]);
     Ok(bytes(&answer))
@@ -129,23 +143,23 @@ pub async fn networks(client: &Client, args: &Prune) -> Result<u8, Failure> {
     Ok(0)
 }
 
-pub async fn system(client: &Client, args: &Prune) -> Result<u8, Failure> {
-    let images = if args.all { "all images without a container" } else { "all dangling images" };
+pub async fn system(client: &Client, args: &PruneSystem) -> Result<u8, Failure> {
+    let prune = &args.all.prune;
+    let images = if args.all.all { "all images without a container" } else { "all dangling images" };
     let volumes = if args.volumes { ", anonymous volumes not used by a container" } else { "" };
     let what = format!("all stopped containers, all networks not used by a container{volumes}, {images}");
-    if !agreed(args, &what)? {
+    if !agreed(prune, &what)? {
         return Ok(0);
     }
-    let answer = post(client, "containers", args, &[]).await?;
+    let answer = post(client, "containers", prune, &[]).await?;
     let mut freed = bytes(&answer);
     names("Deleted Containers:", &answer["ContainersDeleted"]);
-    let answer = post(client, "networks", args, &[]).await?;
+    let answer = post(client, "networks", prune, &[]).await?;
     names("Deleted Networks:", &answer["NetworksDeleted"]);
     if args.volumes {
-        let anonymous = Prune { all: false, filter: args.filter.clone(), force: true, volumes: false };
-        freed = freed.saturating_add(prune_volumes(client, &anonymous).await?);
+        freed = freed.saturating_add(prune_volumes(client, prune, false).await?);
     }
-    freed = freed.saturating_add(prune_images(client, args).await?);
+    freed = freed.saturating_add(prune_images(client, &args.all).await?);
     reclaimed(freed);
     Ok(0)
 }

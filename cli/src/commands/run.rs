@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal};
 
 use api::client::{Client, JsonLines, Method, Target};
 use clap::Args;
+use engine::timings::Timings;
 use serde_json::Value;
 
 use super::create::{self, Image};
@@ -38,6 +39,7 @@ pub struct Run {
 }
 
 pub async fn execute(client: &Client, args: &Run) -> Result<u8, Failure> {
+    let timings = Timings::new();
     let flags = &args.flags;
     if args.detach && !flags.attach.is_empty() {
         let why = "it cannot be detached and attached at once";
@@ -48,6 +50,7 @@ pub async fn execute(client: &Client, args: &Run) -> Result<u8, Failure> {
     let (image, command) = create::split(&args.image_and_command);
     let body = options::body(flags, image, command, wanted)?;
     let id = create::create(client, flags, &Image::of(flags, image), &body).await?;
+    timings.mark("created");
     if args.detach {
         start(client, &id).await?;
         output::line(&id);
@@ -63,11 +66,19 @@ pub async fn execute(client: &Client, args: &Run) -> Result<u8, Failure> {
     };
     let condition = if flags.end.rm { "removed" } else { "next-exit" };
     let wait = wait(client, &id, condition).await?;
+    timings.mark("attached");
     let mut foreground = Foreground::new(client, &id, flags.tty, wanted.stdin, streams);
     if let Some(signals) = signals {
         foreground = foreground.with_signals(signals);
     }
-    foreground.run(start(client, &id), wait).await
+    let start = async {
+        let started = start(client, &id).await;
+        timings.mark("started");
+        started
+    };
+    let ended = foreground.run(start, wait).await;
+    timings.mark("ended");
+    ended
 }
 
 /// Whether a terminal can be passed on.

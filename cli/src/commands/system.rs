@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::common::{pairs, point, text, with_filters};
-use super::prune::{self, Prune};
+use super::prune::{self, PruneSystem};
 use crate::failure::Failure;
 use crate::format::{self, Listing};
 use crate::output;
@@ -33,7 +33,7 @@ pub enum System {
     /// Tell about the engine and the host
     Info(Format),
     /// Remove everything that is not used
-    Prune(Prune),
+    Prune(PruneSystem),
 }
 
 /// How to print one answer.

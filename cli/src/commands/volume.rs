@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::common::{pairs, text, with_filters};
 use super::each;
 use super::inspect::{self, Inspect, Kind};
-use super::prune::{self, Prune};
+use super::prune::{self, PruneAll};
 use crate::complete;
 use crate::failure::Failure;
 use crate::format::Listing;
@@ -41,7 +41,7 @@ pub enum Volume {
     #[command(visible_alias = "remove")]
     Rm(Rm),
     /// Remove volumes that no container has
-    Prune(Prune),
+    Prune(PruneAll),
 }
 
 /// Options of `volume create`.

@@ -161,7 +161,7 @@ impl Evaluation<'_> {
             arguments.extend(last.take().map(Found::or_nothing));
             last = Some(match (&command.head.root, arguments.is_empty()) {
                 (Root::Function(name), _) => {
-                    let value = functions::call(name, arguments)?;
+                    let value = functions::call(name, &arguments)?;
                     fields(value, &command.head.fields)
                 }
                 (_, true) => self.operand(&command.head, dot)?,
@@ -174,7 +174,7 @@ impl Evaluation<'_> {
     /// A function's argument. A field that is missing is nothing.
     fn argument(&mut self, operand: &Operand, dot: &Value) -> Result<Value, TemplateError> {
         if let Root::Function(name) = &operand.root {
-            return functions::call(name, Vec::new());
+            return functions::call(name, &[]);
         }
         Ok(self.operand(operand, dot)?.or_nothing())
     }
@@ -188,7 +188,7 @@ impl Evaluation<'_> {
                 known.ok_or_else(|| wrong(format!("there is no variable ${name}")))?.1.clone()
             }
             Root::Literal(value) => value.clone(),
-            Root::Function(name) => functions::call(name, Vec::new())?,
+            Root::Function(name) => functions::call(name, &[])?,
             Root::Pipe(pipe) => self.pipe(pipe, dot)?.or_nothing(),
         };
         Ok(fields(root, &operand.fields))

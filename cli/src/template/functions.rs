@@ -53,7 +53,7 @@ fn wrong(why: impl Into<String>) -> TemplateError {
 ///
 /// # Errors
 /// There is none of that name, or it does not take these arguments.
-pub fn call(name: &str, arguments: Vec<Value>) -> Result<Value, TemplateError> {
+pub fn call(name: &str, arguments: &[Value]) -> Result<Value, TemplateError> {
     let text = |value: &Value| match value {
         Value::String(text) => Ok(text.clone()),
         other => Err(wrong(format!("{name} takes a text, not {}", display(other)))),
@@ -62,7 +62,7 @@ pub fn call(name: &str, arguments: Vec<Value>) -> Result<Value, TemplateError> {
         let number = value.as_u64().and_then(|n| usize::try_from(n).ok());
         number.ok_or_else(|| wrong(format!("{name} takes a number, not {}", display(value))))
     };
-    Ok(match (name, arguments.as_slice()) {
+    Ok(match (name, arguments) {
         ("json", [value]) => Value::String(serde_json::to_string(value).unwrap_or_default()),
         ("prettyjson", [value]) => Value::String(serde_json::to_string_pretty(value).unwrap_or_default()),
         ("lower", [value]) => text(value)?.to_lowercase().into(),

@@ -142,7 +142,7 @@ fn formats_are_tables_json_and_templates() {
     cli.fails(1, "--format", &["inspect", "-f", "{{.Nope}}", "box"]);
     cli.fails(1, "--format", &["ps", "-a", "--format", "{{if}}"]);
     cli.fails(1, "--filter status", &["ps", "--filter", "status"]);
-    cli.fails(1, "inspect none", &["inspect", "none"]);
+    cli.fails(1, "inspect nothing", &["inspect", "nothing"]);
     assert_eq!(cli.ok(&["rm", "box"]), "box");
     cli.assert_nothing_left();
 }

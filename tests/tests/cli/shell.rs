@@ -4,8 +4,9 @@ use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use bulkhead_tests::busybox;
 use bulkhead_tests::cli::Cli;
+use bulkhead_tests::image::{ImageBuilder, add_file};
+use serde_json::json;
 
 /// Runs a command line in a terminal of 100 columns; types keys whenever the words before them have appeared. Returns the screen
 /// and the exit code.
@@ -49,7 +50,7 @@ fn in_terminal(cli: &Cli, line: &str, keys: &[(&str, &str)]) -> (String, i32) {
 fn keys_detach_from_a_container_that_runs_on() {
     for cli in Cli::both() {
         let line = "bulkhead run -it --name term --accel uml busybox sh -c 'stty size; echo ready; cat'";
-        let (screen, code) = in_terminal(&cli, line, &[("ready", "typed\n\x10\x11")]);
+        let (screen, code) = in_terminal(&cli, line, &[("ready", "typed\n"), ("typed", "\x10\x11")]);
         assert_eq!(code, 0, "{screen}");
         // It has the terminal's size from its first moment on.
         assert!(screen.contains("40 100") && screen.contains("typed"), "{screen}");
@@ -68,7 +69,11 @@ fn keys_detach_from_a_container_that_runs_on() {
 #[test]
 fn progress_is_bars_on_a_terminal_and_lines_elsewhere() {
     let Some(cli) = Cli::alone() else { return };
-    let image = busybox();
+    let directory = tempfile::tempdir().unwrap();
+    let layout = ImageBuilder::new(json!({}))
+        .layer(|tar| add_file(tar, "large", &vec![7; 5 << 20], 0o644))
+        .write(directory.path());
+    let image = format!("oci:{}", layout.display());
     let (screen, code) = in_terminal(&cli, &format!("bulkhead pull {image}"), &[]);
     assert_eq!(code, 0, "{screen}");
     assert!(screen.contains("\x1b[1A\r\x1b[2K") && screen.contains("Pull complete"), "{screen:?}");
