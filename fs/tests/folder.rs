@@ -30,7 +30,11 @@ const LINK: u32 = 13;
 const OPEN: u32 = 14;
 const READ: u32 = 15;
 const WRITE: u32 = 16;
+const SETXATTR: u32 = 21;
 const GETXATTR: u32 = 22;
+const LISTXATTR: u32 = 23;
+const REMOVEXATTR: u32 = 24;
+const LOCK: u32 = 31;
 const INIT: u32 = 26;
 const OPENDIR: u32 = 27;
 const READDIR: u32 = 28;
@@ -54,9 +58,11 @@ struct Options {
     read_only: bool,
     files: Option<u64>,
     user: Option<u32>,
+    /// Only this file of the folder.
+    file: Option<&'static str>,
 }
 
-const PLAIN: Options = Options { read_only: false, files: None, user: None };
+const PLAIN: Options = Options { read_only: false, files: None, user: None, file: None };
 
 impl Server {
     fn new(options: &Options) -> Self {
@@ -83,29 +89,25 @@ impl Server {
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE)).unwrap();
         let directory = OwnedFd::from(fs::File::open(&folder).unwrap());
         let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-fs"));
-        command.args(["--socket", "10", "--folder", "11"]);
+        command.args(["--socket", "0", "--folder", "1"]).stdin(theirs).stdout(directory);
+        if let Some(name) = options.file {
+            command.args(["--file", name]);
+        }
         if options.read_only {
             command.arg("--read-only");
         }
         if let Some(user) = options.user {
             command.uid(user).gid(user);
         }
-        let (from, files) = ([theirs.as_raw_fd(), directory.as_raw_fd()], options.files);
-        // SAFETY: system calls that are async-signal-safe.
-        unsafe {
-            command.pre_exec(move || {
-                // Neither number is one of these descriptors': they are low.
-                for (from, to) in from.into_iter().zip([10, 11]) {
-                    if libc::dup2(from, to) < 0 {
-                        return Err(std::io::Error::last_os_error());
-                    }
-                }
-                if let Some(files) = files {
+        if let Some(files) = options.files {
+            // SAFETY: a system call that is async-signal-safe.
+            unsafe {
+                command.pre_exec(move || {
                     let limit = libc::rlimit { rlim_cur: files, rlim_max: files };
                     libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
-                }
-                Ok(())
-            });
+                    Ok(())
+                });
+            }
         }
         let child = command.spawn().unwrap();
         Self { child, socket, outside, next: 1, uid: 0 }
@@ -280,7 +282,7 @@ fn files_are_read_written_made_and_removed() {
 
     // FORGET has no answer; the next request is answered all the same.
     server.send(FORGET, file, &1u64.to_le_bytes());
-    assert_eq!(server.call(GETXATTR, ROOT, &with(&words(&[0, 0]), &["user.x"])), Err(libc::ENOSYS));
+    assert_eq!(server.call(LOCK, ROOT, &[0; 48]), Err(libc::ENOSYS));
     let handle = double(&server.call(OPENDIR, ROOT, &words(&[0, 0])).unwrap(), 0);
     let mut read = [handle, 0].map(u64::to_le_bytes).concat();
     read.extend(words(&[4096, 0, 0, 0, 0, 0]));
@@ -295,13 +297,11 @@ fn files_are_read_written_made_and_removed() {
 fn no_name_leads_out() {
     let mut server = Server::mounted(&PLAIN).unwrap();
     let before = tree(server.outside.path());
-    let inode = fs::metadata(server.folder()).unwrap().ino();
     let (sub, _) = server.lookup(ROOT, "sub").unwrap();
-    // Up from a folder in it is the folder, and up from the folder is the folder.
+    // A guest's kernel keeps its own tree: nobody needs to ask for what is above.
     for parent in [ROOT, sub] {
-        match server.lookup(parent, "..") {
-            Ok((_, up)) => assert_eq!(up, inode),
-            Err(error) => assert!([libc::EINVAL, libc::ENOENT].contains(&error), "{error}"),
+        for dots in ["..", "."] {
+            assert_eq!(server.lookup(parent, dots), Err(libc::EINVAL));
         }
     }
     let bad =
@@ -438,13 +438,99 @@ fn the_server_has_nothing_but_the_folder() {
         let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
         assert_ne!(of(&pid.to_string()), of("self"), "{kind}");
     }
-    let root = fs::metadata(format!("/proc/{pid}/root/")).unwrap();
-    assert_eq!(root.ino(), fs::metadata(server.folder()).unwrap().ino());
+    // Its root is empty but for its own /proc; the folder hangs nowhere.
+    let root: Vec<_> = fs::read_dir(format!("/proc/{pid}/root/")).unwrap().collect();
+    assert_eq!(root.len(), 1, "{root:?}");
+    assert_eq!(root[0].as_ref().unwrap().file_name(), "proc");
     let mounts = fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap();
-    assert_eq!(mounts.lines().count(), 1, "{mounts}");
-    for part in ["nosuid", "nodev", "noexec"] {
-        assert!(mounts.contains(part), "{mounts}");
+    let mut kinds: Vec<_> = mounts.lines().map(|line| line.split(' ').nth(2).unwrap()).collect();
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["proc", "tmpfs"], "{mounts}");
+    for line in mounts.lines() {
+        for part in ["nosuid", "nodev", "noexec"] {
+            assert!(line.contains(part), "{mounts}");
+        }
     }
+    assert!(mounts.contains("tmpfs / tmpfs ro,"), "{mounts}");
+}
+
+#[test]
+fn a_single_file_is_shared_without_what_lies_beside_it() {
+    for read_only in [false, true] {
+        let mut server = Server::mounted(&Options { file: Some("file"), read_only, ..PLAIN }).unwrap();
+        let folder = server.folder();
+        let before = tree(server.outside.path());
+        let (file, inode) = server.lookup(ROOT, "file").unwrap();
+        assert_eq!(inode, fs::metadata(folder.join("file")).unwrap().ino());
+        for name in ["sub", "out", "secret", "fifo", "folder"] {
+            assert_eq!(server.lookup(ROOT, name), Err(libc::ENOENT), "{name}");
+        }
+        // It cannot be replaced, removed or given a second name, nor can anything be put beside it.
+        for (operation, body) in [
+            (CREATE, with(&words(&[libc::O_RDWR as u32, 0o100_644, 0, 0]), &["new"])),
+            (MKDIR, with(&words(&[0o755, 0]), &["new"])),
+            (UNLINK, text(&["file"])),
+            (RENAME, with(&ROOT.to_le_bytes(), &["file", "new"])),
+            (LINK, with(&file.to_le_bytes(), &["new"])),
+        ] {
+            assert!(server.call(operation, ROOT, &body).is_err(), "{operation}");
+        }
+        assert_eq!(tree(server.outside.path()), before);
+        let opened = server.open(file, libc::O_RDWR);
+        assert_eq!(opened.is_err(), read_only);
+        let handle = opened.or_else(|_| server.open(file, libc::O_RDONLY)).unwrap();
+        assert_eq!(server.read(file, handle).unwrap(), b"content");
+        let mut write = [handle, 0].map(u64::to_le_bytes).concat();
+        write.extend(words(&[1, 0, 0, 0, 0, 0]));
+        write.push(b'C');
+        assert_eq!(server.call(WRITE, file, &write).is_err(), read_only);
+        let now = if read_only { "content" } else { "Content" };
+        assert_eq!(fs::read_to_string(folder.join("file")).unwrap(), now);
+    }
+    // What is no plain file is none; a link is not followed.
+    for file in ["sub", "out", "secret", "fifo", "missing"] {
+        let mut server = Server::new(&Options { file: Some(file), ..PLAIN });
+        assert!(!server.child.wait().unwrap().success(), "{file}");
+    }
+}
+
+#[test]
+fn attributes_of_the_users_own_are_kept_and_others_refused() {
+    let mut server = Server::mounted(&PLAIN).unwrap();
+    let (file, _) = server.lookup(ROOT, "file").unwrap();
+    let set = |name: &str| [&words(&[5, 0])[..], name.as_bytes(), b"\0value"].concat();
+    match server.call(SETXATTR, file, &set("user.key")) {
+        Err(libc::EOPNOTSUPP) => return eprintln!("skipped: the temporary directory keeps no attributes"),
+        other => drop(other.unwrap()),
+    }
+    let get = |name: &str| with(&words(&[64, 0]), &[name]);
+    assert_eq!(server.call(GETXATTR, file, &get("user.key")).unwrap(), b"value");
+    assert_eq!(server.call(LISTXATTR, file, &words(&[64, 0])).unwrap(), b"user.key\0");
+    for name in
+        ["trusted.x", "security.capability", "system.posix_acl_access", "security.selinux", "", "user"]
+    {
+        assert_eq!(server.call(SETXATTR, file, &set(name)), Err(libc::EOPNOTSUPP), "{name}");
+        assert_eq!(server.call(REMOVEXATTR, file, &text(&[name])), Err(libc::EOPNOTSUPP), "{name}");
+    }
+    server.call(REMOVEXATTR, file, &text(&["user.key"])).unwrap();
+    assert_eq!(server.call(GETXATTR, file, &get("user.key")), Err(libc::ENODATA));
+}
+
+#[test]
+fn what_the_guest_has_allowed_is_not_checked_again() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("skipped: only root serves several users");
+    }
+    // A directory that user 1000 may write to by a group of theirs that a request does not tell.
+    let mut server = Server::mounted(&PLAIN).unwrap();
+    let sub = server.folder().join("sub");
+    std::os::unix::fs::chown(&sub, Some(0), Some(2000)).unwrap();
+    fs::set_permissions(&sub, fs::Permissions::from_mode(0o770)).unwrap();
+    let (node, _) = server.lookup(ROOT, "sub").unwrap();
+    server.uid = 1000;
+    let create = with(&words(&[libc::O_RDWR as u32, 0o100_600, 0, 0]), &["made"]);
+    server.call(CREATE, node, &create).unwrap();
+    assert_eq!(fs::metadata(sub.join("made")).unwrap().uid(), 1000);
 }
 
 #[test]
