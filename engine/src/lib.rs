@@ -22,6 +22,7 @@ mod names;
 pub mod options;
 pub mod paths;
 pub mod seccomp;
+mod share;
 pub mod signals;
 pub mod spec;
 pub mod supervisor;

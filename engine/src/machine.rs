@@ -13,7 +13,7 @@ use agent::protocol::{CONTROL_PORT, ShutdownMethod};
 use image_unpack::RootfsDisk;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm::config::{
-    Accelerator, DiskConfig, ExtentConfig, Fd, HostConfig, MachineConfig, RateLimit, SECTOR_SIZE,
+    Accelerator, DiskConfig, ExtentConfig, Fd, HostConfig, MachineConfig, RateLimit, SECTOR_SIZE, ShareConfig,
     VsockConfig, VsockPort,
 };
 use vmm::control::{Answer, Client, ControlSocket, Event, ExitReason, ExitReport, Message, Request};
@@ -45,6 +45,16 @@ pub struct Hardware<'a> {
     pub rootfs: Option<&'a RootfsDisk>,
     /// The writable disk.
     pub writable: Option<&'a Path>,
+    /// Folders of the host.
+    pub shares: Vec<Share>,
+}
+
+/// A shared folder, with its file server at the other end of a socket.
+pub struct Share {
+    /// What the guest mounts it by.
+    pub tag: String,
+    /// The machine's end.
+    pub socket: OwnedFd,
 }
 
 /// A machine that runs, or ran.
@@ -134,6 +144,10 @@ impl Machine {
         if let Some(writable) = hardware.writable {
             disks.push(writable_disk(writable, &mut descriptors)?);
         }
+        let shares = hardware.shares.into_iter();
+        let shares = shares
+            .map(|share| ShareConfig { tag: share.tag, socket: descriptors.add(share.socket) })
+            .collect();
 
         let action = "making the machine's sockets";
         let directory_file = open_read_only(directory)?;
@@ -159,7 +173,7 @@ impl Machine {
             kvm,
             disks,
             nets: Vec::new(),
-            shares: Vec::new(),
+            shares,
             balloon: None,
             console: false,
             vsock: Some(vsock),

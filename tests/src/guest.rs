@@ -70,6 +70,7 @@ impl Harbour {
             vcpus: 1,
             rootfs: Some(&self.image.disk),
             writable: Some(&writable),
+            shares: Vec::new(),
         };
         let machine = Machine::start(&self.paths, directory.path(), hardware).unwrap();
         let client = Client::new(machine.agent().try_clone().unwrap());

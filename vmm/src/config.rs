@@ -27,7 +27,7 @@ pub const SECTOR_SIZE: u64 = 512;
 /// Most network interfaces of one machine.
 pub const MAX_NETS: usize = 8;
 /// Most shared folders of one machine.
-pub const MAX_SHARES: usize = 8;
+pub const MAX_SHARES: usize = 12;
 /// Longest tag of a shared folder in bytes.
 pub const MAX_TAG: usize = 36;
 /// Least and most MTU of a network interface in bytes: what IPv4 asks for, and what one packet can hold.

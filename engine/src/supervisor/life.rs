@@ -111,8 +111,8 @@ impl Supervisor {
         let auto_remove = run.container.config.auto_remove;
         let outcome = match ending {
             Ending::Exited(exit) => {
-                // The disk is thrown away with a temporary container: its machine need not write it.
-                if auto_remove {
+                // The disk is thrown away with a temporary container: its machine need not write it. Volumes stay.
+                if auto_remove && !run.booted.has_volumes() {
                     run.booted.kill().await;
                 } else {
                     run.booted.shut_down().await;

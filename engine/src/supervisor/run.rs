@@ -16,8 +16,9 @@ use super::Supervisor;
 use super::guest::{Exit, Guest, ProcessStreams};
 use super::hub::Input;
 use super::log::Log;
+use super::shares::Shares;
 use crate::accelerator::{self, Chosen};
-use crate::machine::{Hardware, Machine, MachineSize, boot_timeout, silent};
+use crate::machine::{Hardware, Machine, MachineSize, Share, boot_timeout, silent};
 use crate::model::{Container, RunningMachine, Size};
 use crate::timings::Timings;
 use crate::{EngineError, disk, spec};
@@ -36,6 +37,8 @@ pub(super) struct Booted {
     pub(super) guest: Rc<Guest>,
     pub(super) machine: RefCell<Option<Machine>>,
     pub(super) described: RunningMachine,
+    /// The servers of its shared folders.
+    shares: RefCell<Shares>,
     /// The call that mounts its disks was answered.
     prepared: RefCell<Option<oneshot::Receiver<Result<agent::protocol::Answer, agent::protocol::Failure>>>>,
 }
@@ -82,13 +85,20 @@ impl Booted {
         let writable = supervisor.directory.disk();
         disk::ensure(&writable, config.storage_size, &supervisor.paths.cache_files())?;
         timings.mark("disk");
-        let (machine, described) = start_machine(supervisor, image, &writable, chosen, size)?;
+        let (mut shares, devices) = Shares::start(&supervisor.paths, container)?;
+        let (machine, described) = start_machine(supervisor, image, &writable, devices, chosen, size)?;
         timings.mark("vmm");
         let timeout = boot_timeout(machine.accelerator());
         let control = machine.take_agent()?;
         let (guest, hello) = Guest::new(control);
-        let booted =
-            Self { guest, machine: RefCell::new(Some(machine)), described, prepared: RefCell::new(None) };
+        let (told, volumes) = (std::mem::take(&mut shares.shares), std::mem::take(&mut shares.volumes));
+        let booted = Self {
+            guest,
+            machine: RefCell::new(Some(machine)),
+            described,
+            shares: RefCell::new(shares),
+            prepared: RefCell::new(None),
+        };
         match tokio::time::timeout(timeout, hello).await {
             Ok(Ok(())) => timings.mark("hello"),
             Ok(Err(_)) => {
@@ -104,6 +114,8 @@ impl Booted {
             image: "vda".into(),
             writable: "vdb".into(),
             wall_clock: u64::try_from(crate::model::now()).unwrap_or(0),
+            shares: told,
+            volumes,
             files: spec::files_of(container),
             ..Prepare::default()
         };
@@ -115,7 +127,8 @@ impl Booted {
     /// Waits until the disks are mounted.
     pub(super) async fn prepared(&self) -> Result<(), EngineError> {
         let Some(answer) = self.prepared.borrow_mut().take() else { return Ok(()) };
-        self.guest.answer(answer).await?.map(drop).map_err(EngineError::Start)
+        let prepared = self.guest.answer(answer).await?.map(drop).map_err(EngineError::Start);
+        prepared.map_err(|error| self.shares.borrow().explain(error))
     }
 
     /// A new connection to the machine's vsock.
@@ -128,8 +141,13 @@ impl Booted {
 
     /// Ends the machine at once.
     pub(super) async fn kill(&self) -> Option<ExitReport> {
-        let machine = self.machine.borrow_mut().take()?;
-        spawn_blocking(move || machine.kill()).await.ok().flatten()
+        let machine = self.machine.borrow_mut().take();
+        let report = match machine {
+            Some(machine) => spawn_blocking(move || machine.kill()).await.ok().flatten(),
+            None => None,
+        };
+        self.end_shares().await;
+        report
     }
 
     /// Has the guest write its disks and end.
@@ -137,7 +155,19 @@ impl Booted {
         let method = self.machine.borrow().as_ref().map(Machine::shutdown_method)?;
         let _ = self.guest.send(Call::Shutdown { method }).await;
         let machine = self.machine.borrow_mut().take()?;
-        spawn_blocking(move || machine.finish(SHUTDOWN_TIMEOUT)).await.ok().flatten()
+        let report = spawn_blocking(move || machine.finish(SHUTDOWN_TIMEOUT)).await.ok().flatten();
+        self.end_shares().await;
+        report
+    }
+
+    /// Whether the guest may have something in its memory that belongs into a volume.
+    pub(super) fn has_volumes(&self) -> bool {
+        !self.shares.borrow().is_empty()
+    }
+
+    async fn end_shares(&self) {
+        let mut shares = std::mem::take(&mut *self.shares.borrow_mut());
+        shares.end().await;
     }
 
     /// The reason behind an error: the VMM's own report knows more than a connection that broke.
@@ -264,6 +294,7 @@ fn start_machine(
     supervisor: &Supervisor,
     image: &Image,
     writable: &Path,
+    shares: Vec<Share>,
     chosen: Chosen,
     size: MachineSize,
 ) -> Result<(Machine, RunningMachine), EngineError> {
@@ -274,6 +305,7 @@ fn start_machine(
         vcpus: size.vcpus,
         rootfs: Some(&image.disk),
         writable: Some(writable),
+        shares,
     };
     let machine = Machine::start(&supervisor.paths, supervisor.directory.path(), hardware)?;
     let described =
