@@ -30,6 +30,7 @@ pub mod time;
 mod timings;
 mod truth;
 mod verbs;
+mod volumes;
 
 pub use crate::engine::Engine;
 pub use crate::events::EventStream;

@@ -13,8 +13,8 @@ use agent::protocol::{CONTROL_PORT, ShutdownMethod};
 use image_unpack::RootfsDisk;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm::config::{
-    Accelerator, DiskConfig, ExtentConfig, Fd, HostConfig, MachineConfig, RateLimit, SECTOR_SIZE, ShareConfig,
-    VsockConfig, VsockPort,
+    Accelerator, DiskConfig, ExtentConfig, Fd, HostConfig, MachineConfig, RateLimit, SECTOR_SIZE,
+    ShareConfig, VsockConfig, VsockPort,
 };
 use vmm::control::{Answer, Client, ControlSocket, Event, ExitReason, ExitReport, Message, Request};
 

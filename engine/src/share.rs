@@ -86,7 +86,8 @@ impl Source {
         if !kind.is_file() {
             return Err(EngineError::Option {
                 option: format!("mounting {}", path.display()),
-                why: "sockets, pipes and devices are this host's kernel's, and a machine has another".to_owned(),
+                why: "sockets, pipes and devices are this host's kernel's, and a machine has another"
+                    .to_owned(),
                 next: "mount a folder or a plain file".to_owned(),
             });
         }

@@ -142,9 +142,8 @@ impl Server {
 /// It is killed when this thread ends, which is the supervisor's only one that lasts; so it is started here, not by a helper.
 fn start_server(program: &Path, source: Source, read_only: bool) -> Result<(OwnedFd, Child), EngineError> {
     let action = "starting a shared folder's file server";
-    let (socket, theirs) =
-        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-            .map_err(|e| EngineError::io(action)(e.into()))?;
+    let (socket, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(|e| EngineError::io(action)(e.into()))?;
     let mut command = Command::new(program);
     command.args(["--socket", "0", "--folder", "1"]);
     if let Some(name) = &source.file {
