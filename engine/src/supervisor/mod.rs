@@ -10,6 +10,7 @@
 
 mod exec;
 mod files;
+mod fill;
 mod guest;
 mod health;
 mod hub;

@@ -13,13 +13,14 @@ use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
 use vmm::control::{ExitReason, ExitReport};
 
 use super::Supervisor;
+use super::fill::Filling;
 use super::guest::{Exit, Guest, ProcessStreams};
 use super::hub::Input;
 use super::log::Log;
 use super::shares::Shares;
 use crate::accelerator::{self, Chosen};
 use crate::machine::{Hardware, Machine, MachineSize, Share, boot_timeout, silent};
-use crate::model::{Container, RunningMachine, Size};
+use crate::model::{Container, MountKind, RunningMachine, Size};
 use crate::timings::Timings;
 use crate::{EngineError, disk, spec};
 
@@ -39,6 +40,8 @@ pub(super) struct Booted {
     pub(super) described: RunningMachine,
     /// The servers of its shared folders.
     shares: RefCell<Shares>,
+    /// Its new volumes, until they are full.
+    filling: RefCell<Filling>,
     /// The call that mounts its disks was answered.
     prepared: RefCell<Option<oneshot::Receiver<Result<agent::protocol::Answer, agent::protocol::Failure>>>>,
 }
@@ -78,6 +81,28 @@ impl Booted {
         image: &Image,
         timings: &Timings,
     ) -> Result<Self, EngineError> {
+        if Filling::needs_another_machine(&supervisor.paths, &supervisor.directory, container) {
+            // The container's own machine cannot write to all of its volumes.
+            let mut filler = container.clone();
+            filler
+                .config
+                .mounts
+                .iter_mut()
+                .for_each(|mount| mount.read_only &= mount.kind == MountKind::Bind);
+            let filler = Self::boot_now(supervisor, &filler, image, timings).await?;
+            let filled = filler.prepared().await;
+            filler.shut_down().await;
+            filled?;
+        }
+        Self::boot_now(supervisor, container, image, timings).await
+    }
+
+    async fn boot_now(
+        supervisor: &Supervisor,
+        container: &Container,
+        image: &Image,
+        timings: &Timings,
+    ) -> Result<Self, EngineError> {
         let config = &container.config;
         let chosen =
             accelerator::choose(config.accelerator, config.isolation, &supervisor.paths.cache_files())?;
@@ -85,6 +110,8 @@ impl Booted {
         let writable = supervisor.directory.disk();
         disk::ensure(&writable, config.storage_size, &supervisor.paths.cache_files())?;
         timings.mark("disk");
+        let mut filling = Filling::begin(&supervisor.paths, &supervisor.directory, container).await?;
+        let fill = std::mem::take(&mut filling.told);
         let (mut shares, devices) = Shares::start(&supervisor.paths, container)?;
         let (machine, described) = start_machine(supervisor, image, &writable, devices, chosen, size)?;
         timings.mark("vmm");
@@ -97,6 +124,7 @@ impl Booted {
             machine: RefCell::new(Some(machine)),
             described,
             shares: RefCell::new(shares),
+            filling: RefCell::new(filling),
             prepared: RefCell::new(None),
         };
         match tokio::time::timeout(timeout, hello).await {
@@ -116,8 +144,8 @@ impl Booted {
             wall_clock: u64::try_from(crate::model::now()).unwrap_or(0),
             shares: told,
             volumes,
+            fill,
             files: spec::files_of(container),
-            ..Prepare::default()
         };
         let (_, answer) = booted.guest.send(Call::Prepare(Box::new(prepare))).await?;
         *booted.prepared.borrow_mut() = Some(answer);
@@ -128,7 +156,8 @@ impl Booted {
     pub(super) async fn prepared(&self) -> Result<(), EngineError> {
         let Some(answer) = self.prepared.borrow_mut().take() else { return Ok(()) };
         let prepared = self.guest.answer(answer).await?.map(drop).map_err(EngineError::Start);
-        prepared.map_err(|error| self.shares.borrow().explain(error))
+        prepared.map_err(|error| self.shares.borrow().explain(error))?;
+        self.filling.take().finish()
     }
 
     /// A new connection to the machine's vsock.

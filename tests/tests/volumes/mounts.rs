@@ -215,7 +215,7 @@ fn cp_and_archives_see_volumes_whether_the_container_runs_or_not() {
         let to = setup.at(&format!("out-{name}")).display().to_string();
         let _ = daemon.ok(&["cp", "box:/folder/text", &to]);
         assert_eq!(fs::read_to_string(&to).unwrap(), "text", "{state}");
-        daemon.fails(1, "read-only", &["cp", &from, "box:/closed/no"]);
+        daemon.fails(1, "Read-only file system", &["cp", &from, "box:/closed/no"]);
     }
     assert_eq!(fs::read_dir(setup.at("folder")).unwrap().count(), 1);
     // An export has the places, but not what is mounted there.
