@@ -404,3 +404,26 @@ fn the_server_ends_with_its_socket_and_with_its_parent() {
     let mut byte = [0; 16];
     assert!(recv(server.socket.as_raw_fd(), &mut byte, MsgFlags::empty()).is_ok_and(|length| length == 0));
 }
+
+#[test]
+fn a_listing_is_whole_while_other_requests_forget_what_is_in_it() {
+    let mut server = Server::mounted(&PLAIN).unwrap();
+    let handle = double(&server.call(OPENDIR, ROOT, &words(&[0, 0])).unwrap(), 0);
+    let mut read = [handle, 0].map(u64::to_le_bytes).concat();
+    read.extend(words(&[4096, 0, 0, 0, 0, 0]));
+    let mut known: Vec<u64> = Vec::new();
+    for round in 0..3000 {
+        // Four threads serve: all of this is under way at the same time.
+        for node in known.drain(..) {
+            server.send(FORGET, node, &1u64.to_le_bytes());
+        }
+        let listing = server.call(READDIRPLUS, ROOT, &read).unwrap();
+        let mut at = 0;
+        while at < listing.len() {
+            known.push(double(&listing, at));
+            let name = word(&listing, at + 128 + 16) as usize;
+            at += (128 + 24 + name).next_multiple_of(8);
+        }
+        assert_eq!(known.len(), 5, "round {round}");
+    }
+}

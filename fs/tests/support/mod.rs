@@ -45,6 +45,7 @@ pub const INIT: u32 = 26;
 pub const OPENDIR: u32 = 27;
 pub const READDIR: u32 = 28;
 pub const CREATE: u32 = 35;
+pub const READDIRPLUS: u32 = 44;
 pub const DESTROY: u32 = 38;
 pub const ROOT: u64 = 1;
 

@@ -44,16 +44,16 @@ fn read_only_is_the_servers_word_not_the_guests() {
     let file = setup.bind("config", "/config:ro");
     let source = setup.at("folder").display().to_string();
     let long = format!("type=bind,src={source},dst=/other,readonly");
-    // With the right to mount, the container mounts the very device again, and everything writable that it can reach.
+    // With the right to mount, the container mounts the very devices again (in whatever order docker named the folders).
     let printed = setup.shell(
         &["--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined", "-v", &folder, "-v", &file, "--mount", &long, "-v", "work:/work"],
-        "mkdir /m /n; for tag in share0 share1; do mount -t virtiofs $tag /m 2>/dev/null && mount -o remount,rw /m 2>/dev/null
-         ls -A /m; echo x >/m/new; echo x >/m/text; echo x >/m/file; rm /m/text; mkdir /m/d; ln /m/text /m/e; umount /m; done 2>/dev/null
+        "touch /work/mine; mkdir /m; for tag in share0 share1 share2; do mount -t virtiofs $tag /m; mount -o remount,rw /m
+         ls -A /m; [ -e /m/mine ] || echo x >/m/new; echo x >/m/text; echo x >/m/file; rm /m/text; mkdir /m/d; ln /m/text /m/e; umount /m; done 2>/dev/null | sort
          for f in /folder /other /config; do mount -o remount,rw,bind $f 2>/dev/null; mount -o remount,rw $f 2>/dev/null; done
          (echo x >/folder/text; echo x >/other/new; echo x >>/config; chmod 777 /folder; touch /folder/text; mv /folder/text /folder/t) 2>&1 | grep -vc 'Read-only file system'
          echo yes >/work/can",
     );
-    assert_eq!(printed, "text\nfile\n0", "{printed}");
+    assert_eq!(printed, "file\nmine\ntext\n0", "{printed}");
     assert_eq!(fs::read_to_string(setup.at("folder/text")).unwrap(), "text");
     assert_eq!(fs::read_to_string(setup.at("config")).unwrap(), "config");
     assert_eq!(fs::read_dir(setup.at("folder")).unwrap().count(), 1);
