@@ -198,6 +198,7 @@ fn boot(paths: &Paths, accelerator: Accelerator) -> Result<(Duration, &'static s
         vcpus: 1,
         rootfs: None,
         writable: None,
+        rates: crate::machine::DiskRates::default(),
         shares: Vec::new(),
     };
     let start = Instant::now();

@@ -234,6 +234,12 @@ pub struct DiskConfig {
     /// How much may be read and written, together.
     #[serde(default)]
     pub limit: RateLimit,
+    /// How much may be read.
+    #[serde(default)]
+    pub read: RateLimit,
+    /// How much may be written, discarded or zeroed.
+    #[serde(default)]
+    pub write: RateLimit,
 }
 
 /// How much may pass in a while; nothing set is no limit.
@@ -476,7 +482,7 @@ impl DiskConfig {
                 return Err(ConfigError::Extent { disk, extent });
             }
         }
-        self.limit.validate()
+        [&self.limit, &self.read, &self.write].into_iter().try_for_each(RateLimit::validate)
     }
 }
 

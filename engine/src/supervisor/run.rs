@@ -19,7 +19,7 @@ use super::hub::Input;
 use super::log::Log;
 use super::shares::Shares;
 use crate::accelerator::{self, Chosen};
-use crate::machine::{Hardware, Machine, MachineSize, Share, boot_timeout, silent};
+use crate::machine::{DiskRates, Hardware, Machine, MachineSize, Share, boot_timeout, silent};
 use crate::model::{Container, MountKind, RunningMachine, Size};
 use crate::timings::Timings;
 use crate::{EngineError, disk, spec};
@@ -112,8 +112,9 @@ impl Booted {
         timings.mark("disk");
         let mut filling = Filling::begin(&supervisor.paths, &supervisor.directory, container).await?;
         let fill = std::mem::take(&mut filling.told);
+        let rates = DiskRates::new(&config.limits);
         let (mut shares, devices) = Shares::start(&supervisor.paths, container)?;
-        let (machine, described) = start_machine(supervisor, image, &writable, devices, chosen, size)?;
+        let (machine, described) = start_machine(supervisor, image, &writable, rates, devices, chosen, size)?;
         timings.mark("vmm");
         let timeout = boot_timeout(machine.accelerator());
         let control = machine.take_agent()?;
@@ -166,6 +167,11 @@ impl Booted {
             Some(machine) => machine.vsock(),
             None => Err(io::ErrorKind::NotConnected.into()),
         }
+    }
+
+    /// Changes how much may be read from and written to the container's disk.
+    pub(super) fn limit_disk(&self, rates: DiskRates) -> Result<(), EngineError> {
+        self.machine.borrow_mut().as_mut().map_or(Ok(()), |machine| machine.limit_disk(rates))
     }
 
     /// Ends the machine at once.
@@ -323,6 +329,7 @@ fn start_machine(
     supervisor: &Supervisor,
     image: &Image,
     writable: &Path,
+    rates: DiskRates,
     shares: Vec<Share>,
     chosen: Chosen,
     size: MachineSize,
@@ -334,6 +341,7 @@ fn start_machine(
         vcpus: size.vcpus,
         rootfs: Some(&image.disk),
         writable: Some(writable),
+        rates,
         shares,
     };
     let machine = Machine::start(&supervisor.paths, supervisor.directory.path(), hardware)?;
