@@ -192,7 +192,15 @@ fn boot(paths: &Paths, accelerator: Accelerator) -> Result<(Duration, &'static s
         accelerator::choose(AcceleratorChoice::Named(accelerator), Isolation::Any, &paths.cache_files())?;
     let boundary = chosen.boundary;
     let directory = ScratchDirectory::create(paths)?;
-    let hardware = Hardware { chosen, memory_mib: TEST_MEMORY_MIB, vcpus: 1, rootfs: None, writable: None };
+    let hardware = Hardware {
+        chosen,
+        memory_mib: TEST_MEMORY_MIB,
+        vcpus: 1,
+        rootfs: None,
+        writable: None,
+        rates: crate::machine::DiskRates::default(),
+        shares: Vec::new(),
+    };
     let start = Instant::now();
     let mut machine = Machine::start(paths, &directory.0, hardware)?;
     let timeout = boot_timeout(accelerator);

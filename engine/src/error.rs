@@ -165,6 +165,14 @@ pub enum EngineError {
         /// What was being done.
         action: String,
     },
+    /// A folder of the host cannot be shared with a machine.
+    #[error("{folder} cannot be shared with the container's machine")]
+    Share {
+        /// The folder.
+        folder: String,
+        /// Why not.
+        why: String,
+    },
     /// A system call failed.
     #[error("{action} failed")]
     Io {
@@ -302,6 +310,9 @@ impl EngineError {
                 &format!("{action} needs more than is free"),
                 "free some space, then run the command again",
             ),
+            Self::Share { why, .. } => {
+                advice(why, "see that the folder may be read and that user namespaces are allowed")
+            }
             Self::Io { source, .. } => advice(source, "mend the cause, then run the command again"),
         }
     }

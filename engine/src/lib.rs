@@ -22,6 +22,7 @@ mod names;
 pub mod options;
 pub mod paths;
 pub mod seccomp;
+mod share;
 pub mod signals;
 pub mod spec;
 pub mod supervisor;
@@ -30,6 +31,7 @@ pub mod timings;
 pub mod trace;
 mod truth;
 mod verbs;
+mod volumes;
 
 pub use crate::engine::Engine;
 pub use crate::events::EventStream;

@@ -13,10 +13,11 @@ use agent::protocol::{CONTROL_PORT, ShutdownMethod};
 use image_unpack::RootfsDisk;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm::config::{
-    Accelerator, DiskConfig, ExtentConfig, Fd, HostConfig, MachineConfig, RateLimit, SECTOR_SIZE,
-    VsockConfig, VsockPort,
+    Accelerator, Bucket, DiskConfig, ExtentConfig, Fd, HostConfig, MAX_BUCKET, MachineConfig, RateLimit,
+    SECTOR_SIZE, ShareConfig, VsockConfig, VsockPort,
 };
 use vmm::control::{Answer, Client, ControlSocket, Event, ExitReason, ExitReport, Message, Request};
+use vmm::virtio::command::Command as DeviceCommand;
 
 use crate::EngineError;
 use crate::accelerator::Chosen;
@@ -29,6 +30,10 @@ use crate::trace;
 const GUEST_CID: u32 = 3;
 /// How long a VMM may take to end after it was told to.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// The writable disk's name in the VMM.
+const WRITABLE: &str = "block1";
+/// Which part of a second's worth of reads or writes may pass at once.
+const BURST_PART: u64 = 10;
 /// Billionths of a CPU in one CPU.
 const NANO_CPU: u64 = 1_000_000_000;
 /// Most bytes of the VMM's own log that an error shows.
@@ -46,6 +51,43 @@ pub struct Hardware<'a> {
     pub rootfs: Option<&'a RootfsDisk>,
     /// The writable disk.
     pub writable: Option<&'a Path>,
+    /// How much may be read from and written to the writable disk.
+    pub rates: DiskRates,
+    /// Folders of the host.
+    pub shares: Vec<Share>,
+}
+
+/// How much may be read from and written to a disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskRates {
+    /// What the guest reads.
+    pub read: RateLimit,
+    /// What it writes.
+    pub write: RateLimit,
+}
+
+impl DiskRates {
+    /// The rates of a container with these limits. A tenth of a second's worth may pass at once.
+    #[must_use]
+    pub fn new(limits: &Limits) -> Self {
+        let bucket = |rate: Option<u64>| {
+            let per_second = rate.filter(|rate| *rate > 0)?.min(MAX_BUCKET);
+            Some(Bucket { per_second, burst: per_second.div_ceil(BURST_PART) })
+        };
+        let rate = |bytes, operations| RateLimit { bytes: bucket(bytes), operations: bucket(operations) };
+        Self {
+            read: rate(limits.read_bps, limits.read_iops),
+            write: rate(limits.write_bps, limits.write_iops),
+        }
+    }
+}
+
+/// A shared folder, with its file server at the other end of a socket.
+pub struct Share {
+    /// What the guest mounts it by.
+    pub tag: String,
+    /// The machine's end.
+    pub socket: OwnedFd,
 }
 
 /// A machine that runs, or ran.
@@ -133,8 +175,12 @@ impl Machine {
             disks.push(image_disk(rootfs, &mut descriptors)?);
         }
         if let Some(writable) = hardware.writable {
-            disks.push(writable_disk(writable, &mut descriptors)?);
+            disks.push(writable_disk(writable, hardware.rates, &mut descriptors)?);
         }
+        let shares = hardware.shares.into_iter();
+        let shares = shares
+            .map(|share| ShareConfig { tag: share.tag, socket: descriptors.add(share.socket) })
+            .collect();
 
         let action = "making the machine's sockets";
         let directory_file = open_read_only(directory)?;
@@ -160,7 +206,7 @@ impl Machine {
             kvm,
             disks,
             nets: Vec::new(),
-            shares: Vec::new(),
+            shares,
             balloon: None,
             console: false,
             vsock: Some(vsock),
@@ -234,6 +280,18 @@ impl Machine {
     /// The machine is gone.
     pub fn vsock(&self) -> io::Result<UnixStream> {
         UnixStream::connect(socket_path(&self.directory))
+    }
+
+    /// Changes how much may be read from and written to the writable disk, at once.
+    ///
+    /// The answer is not waited for: it is among the events, and a VMM that runs does not refuse rates within bounds.
+    ///
+    /// # Errors
+    /// The VMM is gone.
+    pub fn limit_disk(&mut self, rates: DiskRates) -> Result<(), EngineError> {
+        let command = DeviceCommand::LimitDiskWays { read: rates.read, write: rates.write };
+        let request = Request::Device { name: WRITABLE.to_owned(), command };
+        self.control.ask(request, &[]).map(drop).map_err(EngineError::io("limiting the disk"))
     }
 
     /// The descriptor that becomes readable when the VMM has something to say.
@@ -413,10 +471,20 @@ fn image_disk(disk: &RootfsDisk, descriptors: &mut Descriptors) -> Result<DiskCo
         let file = descriptors.add(open_read_only(&extent.path)?);
         extents.push(ExtentConfig { file, offset: extent.offset, length: extent.length });
     }
-    Ok(DiskConfig { read_only: true, extents, limit: RateLimit::default() })
+    Ok(DiskConfig {
+        read_only: true,
+        extents,
+        limit: RateLimit::default(),
+        read: RateLimit::default(),
+        write: RateLimit::default(),
+    })
 }
 
-fn writable_disk(path: &Path, descriptors: &mut Descriptors) -> Result<DiskConfig, EngineError> {
+fn writable_disk(
+    path: &Path,
+    rates: DiskRates,
+    descriptors: &mut Descriptors,
+) -> Result<DiskConfig, EngineError> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -428,5 +496,7 @@ fn writable_disk(path: &Path, descriptors: &mut Descriptors) -> Result<DiskConfi
         read_only: false,
         extents: vec![ExtentConfig { file: descriptors.add(file), offset: 0, length }],
         limit: RateLimit::default(),
+        read: rates.read,
+        write: rates.write,
     })
 }

@@ -167,6 +167,14 @@ impl Paths {
     pub fn vmm(&self) -> Result<PathBuf, EngineError> {
         existing(self.library.join(VMM), "VMM", "make build")
     }
+
+    /// The shared folders' file server.
+    ///
+    /// # Errors
+    /// It has not been built.
+    pub fn fs(&self) -> Result<PathBuf, EngineError> {
+        existing(self.library.join("bulkhead-fs"), "file server of shared folders", "make build")
+    }
 }
 
 fn existing(path: PathBuf, part: &'static str, make: &'static str) -> Result<PathBuf, EngineError> {

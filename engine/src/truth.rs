@@ -8,7 +8,7 @@ use crate::database::Database;
 use crate::directory::{Directory, Lock, lock_file};
 use crate::model::{Container, Outcome, Status, now};
 use crate::paths::Paths;
-use crate::{EngineError, events};
+use crate::{EngineError, events, volumes};
 
 /// Exit code of a container whose machine was taken away.
 const KILLED: u8 = 137;
@@ -60,6 +60,9 @@ pub(crate) fn correct(
             write_off(database, &container)?;
         }
         erase(database, &directory, &container)?;
+        if container.config.auto_remove {
+            volumes::remove_anonymous(database, paths, &container);
+        }
         return Ok(None);
     }
     if container.state.status.is_running() {

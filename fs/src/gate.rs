@@ -5,40 +5,55 @@ pub const HEADER: usize = 40;
 /// Most bytes of a request: 128 KiB of data, which is what a guest may write at a time, and room for header and names.
 pub const MAX_REQUEST: usize = (128 << 10) + 4096;
 
+const LOOKUP: u32 = 1;
 const MKNOD: u32 = 8;
+const OPEN: u32 = 14;
+const READ: u32 = 15;
+const WRITE: u32 = 16;
+const SETXATTR: u32 = 21;
+const GETXATTR: u32 = 22;
+const LISTXATTR: u32 = 23;
+const REMOVEXATTR: u32 = 24;
 const INIT: u32 = 26;
+const CREATE: u32 = 35;
 /// The guest lets go of the folder. The file system has no answer to it, but a guest waits for one.
 pub const DESTROY: u32 = 38;
 
-/// What a guest's kernel needs for plain files and directories. What is not here is answered with ENOSYS: extended attributes,
-/// locks (the guest keeps its own), interrupts (which name a request by an id that is not the guest's here), ioctl, poll, and
-/// mapping host memory.
-const ALLOWED: [u32; 33] = [
-    1, // LOOKUP
+/// What a guest's kernel needs for plain files and directories. What is not here is answered with ENOSYS: locks (the guest keeps its
+/// own), interrupts (which name a request by an id that is not the guest's here), ioctl, poll, and mapping host memory.
+const ALLOWED: [u32; 37] = [
+    LOOKUP,
     2, // FORGET
     3, // GETATTR
     4, // SETATTR
     5, // READLINK
     6, // SYMLINK
-    MKNOD, 9,  // MKDIR
+    MKNOD,
+    9,  // MKDIR
     10, // UNLINK
     11, // RMDIR
     12, // RENAME
     13, // LINK
-    14, // OPEN
-    15, // READ
-    16, // WRITE
+    OPEN,
+    READ,
+    WRITE,
     17, // STATFS
     18, // RELEASE
     20, // FSYNC
+    SETXATTR,
+    GETXATTR,
+    LISTXATTR,
+    REMOVEXATTR,
     25, // FLUSH
-    INIT, 27, // OPENDIR
+    INIT,
+    27, // OPENDIR
     28, // READDIR
     29, // RELEASEDIR
     30, // FSYNCDIR
     34, // ACCESS
-    35, // CREATE
-    DESTROY, 42, // BATCH_FORGET
+    CREATE,
+    DESTROY,
+    42, // BATCH_FORGET
     43, // FALLOCATE
     44, // READDIRPLUS
     45, // RENAME2
@@ -47,9 +62,27 @@ const ALLOWED: [u32; 33] = [
 ];
 
 /// Features of FUSE that a guest may turn on, as bits of INIT's flags: ASYNC_READ, ATOMIC_O_TRUNC, BIG_WRITES, AUTO_INVAL_DATA,
-/// DO_READDIRPLUS, READDIRPLUS_AUTO, ASYNC_DIO, PARALLEL_DIROPS. Not MAX_PAGES, for larger requests; nor anything of the
-/// second word, which INIT_EXT would announce.
-const FEATURES: u32 = 1 | 1 << 3 | 1 << 5 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 15 | 1 << 18;
+/// DO_READDIRPLUS, READDIRPLUS_AUTO, ASYNC_DIO, PARALLEL_DIROPS, HANDLE_KILLPRIV_V2. Not MAX_PAGES, for larger requests; nor
+/// anything of the second word, which INIT_EXT would announce.
+const FEATURES: u32 = 1 | 1 << 3 | 1 << 5 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 15 | 1 << 18 | 1 << 28;
+
+/// Extended attributes that a guest may set. Others mean something to the host.
+const SETTABLE: &[u8] = b"user.";
+
+/// Most bytes of an extended attribute, or of a list of their names (the kernel's XATTR_SIZE_MAX).
+const MAX_XATTR: u32 = 64 << 10;
+
+/// What holds for all requests of one guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// The jail has one user only: every user and group is taken for that.
+    pub squash: bool,
+    /// Extended attributes can be had.
+    pub xattrs: bool,
+}
+
+/// O_DIRECT as a flag of FUSE.
+const DIRECT: u32 = libc::O_DIRECT.cast_unsigned();
 
 /// What becomes of a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -67,13 +100,9 @@ pub enum Verdict {
     Drop,
 }
 
-/// Looks at a request, and changes what is to be changed. With `squash`, every user and group is taken for the jail's only one.
-pub fn examine(request: &mut [u8], squash: bool) -> Verdict {
-    let word = |at: usize| -> Option<u32> {
-        let bytes = request.get(at..at + 4)?;
-        Some(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
-    };
-    let (Some(length), Some(operation)) = (word(0), word(4)) else { return Verdict::Drop };
+/// Looks at a request, and changes what is to be changed.
+pub fn examine(request: &mut [u8], rules: Rules) -> Verdict {
+    let (Some(length), Some(operation)) = (word(request, 0), word(request, 4)) else { return Verdict::Drop };
     let Some(unique) = request.get(8..16) else { return Verdict::Drop };
     let unique = u64::from_le_bytes(std::array::from_fn(|index| unique[index]));
     if request.len() < HEADER || usize::try_from(length) != Ok(request.len()) {
@@ -85,20 +114,57 @@ pub fn examine(request: &mut [u8], squash: bool) -> Verdict {
     }
     if operation == MKNOD {
         // Devices would be the host's.
-        let Some(mode) = word(HEADER) else { return refuse(libc::EINVAL) };
+        let Some(mode) = word(request, HEADER) else { return refuse(libc::EINVAL) };
         if ![0, libc::S_IFREG, libc::S_IFIFO, libc::S_IFSOCK].contains(&(mode & libc::S_IFMT)) {
             return refuse(libc::EPERM);
         }
     }
+    // Names are whole components; up is never asked for by a guest that keeps its own tree.
+    if operation == LOOKUP && [&b".\0"[..], b"..\0"].iter().any(|dots| request[HEADER..].starts_with(dots)) {
+        return refuse(libc::EINVAL);
+    }
+    if [SETXATTR, GETXATTR, LISTXATTR, REMOVEXATTR].contains(&operation) {
+        if !rules.xattrs {
+            return refuse(libc::ENOSYS);
+        }
+        // The answer's place is made before anybody knows how long the answer is.
+        if [GETXATTR, LISTXATTR].contains(&operation)
+            && word(request, HEADER).is_none_or(|size| size > MAX_XATTR)
+        {
+            return refuse(libc::ERANGE);
+        }
+        // A size and flags come before the name.
+        let name = HEADER + if operation == SETXATTR { 8 } else { 0 };
+        let changes = [SETXATTR, REMOVEXATTR].contains(&operation);
+        if changes && !request.get(name..).is_some_and(|name| name.starts_with(SETTABLE)) {
+            return refuse(libc::EOPNOTSUPP);
+        }
+    }
+    // The page cache of the host stands between anyway, and the server's buffers are not aligned.
+    let flags = match operation {
+        OPEN | CREATE => Some(HEADER),
+        READ | WRITE => Some(HEADER + 32),
+        _ => None,
+    };
+    if let Some(at) = flags
+        && let Some(flags) = word(request, at)
+    {
+        request[at..at + 4].copy_from_slice(&(flags & !DIRECT).to_le_bytes());
+    }
     if operation == INIT {
         let at = HEADER + 12;
-        let Some(flags) = word(at) else { return refuse(libc::EINVAL) };
+        let Some(flags) = word(request, at) else { return refuse(libc::EINVAL) };
         request[at..at + 4].copy_from_slice(&(flags & FEATURES).to_le_bytes());
     }
-    if squash {
+    if rules.squash {
         request[24..32].fill(0);
     }
     Verdict::Pass
+}
+
+fn word(request: &[u8], at: usize) -> Option<u32> {
+    let bytes = request.get(at..)?.first_chunk()?;
+    Some(u32::from_le_bytes(*bytes))
 }
 
 /// An answer that is nothing but an error.
@@ -115,6 +181,8 @@ pub fn error(unique: u64, errno: i32) -> [u8; 16] {
 mod tests {
     use super::*;
 
+    const PLAIN: Rules = Rules { squash: false, xattrs: true };
+
     fn request(operation: u32, body: &[u8]) -> Vec<u8> {
         let length = u32::try_from(HEADER + body.len()).unwrap();
         let mut request = [length.to_le_bytes(), operation.to_le_bytes()].concat();
@@ -128,27 +196,25 @@ mod tests {
     fn plain_requests_pass_as_they_are() {
         let mut lookup = request(1, b"name\0");
         let before = lookup.clone();
-        assert_eq!(examine(&mut lookup, false), Verdict::Pass);
+        assert_eq!(examine(&mut lookup, PLAIN), Verdict::Pass);
         assert_eq!(lookup, before);
-        assert_eq!(examine(&mut lookup, true), Verdict::Pass);
+        assert_eq!(examine(&mut lookup, Rules { squash: true, ..PLAIN }), Verdict::Pass);
         assert_eq!(lookup[24..32], [0; 8]);
         assert_eq!(lookup[..24], before[..24]);
     }
 
     #[test]
     fn what_is_not_for_plain_files_is_refused() {
-        for operation in
-            [0, 21, 22, 23, 24, 31, 32, 33, 36, 37, 39, 40, 41, 48, 49, 50, 51, 52, 4096, u32::MAX]
-        {
-            let verdict = examine(&mut request(operation, &[0; 64]), false);
+        for operation in [0, 31, 32, 33, 36, 37, 39, 40, 41, 48, 49, 50, 51, 52, 4096, u32::MAX] {
+            let verdict = examine(&mut request(operation, &[0; 64]), PLAIN);
             assert_eq!(verdict, Verdict::Refuse { unique: 7, errno: libc::ENOSYS }, "{operation}");
         }
         for kind in [libc::S_IFCHR, libc::S_IFBLK, libc::S_IFDIR, libc::S_IFLNK] {
-            let verdict = examine(&mut request(MKNOD, &(kind | 0o600).to_le_bytes()), false);
+            let verdict = examine(&mut request(MKNOD, &(kind | 0o600).to_le_bytes()), PLAIN);
             assert_eq!(verdict, Verdict::Refuse { unique: 7, errno: libc::EPERM });
         }
         assert_eq!(
-            examine(&mut request(MKNOD, &(libc::S_IFIFO | 0o600).to_le_bytes()), false),
+            examine(&mut request(MKNOD, &(libc::S_IFIFO | 0o600).to_le_bytes()), PLAIN),
             Verdict::Pass
         );
     }
@@ -156,10 +222,10 @@ mod tests {
     #[test]
     fn only_known_features_are_turned_on() {
         let mut init = request(INIT, &[0xff; 64]);
-        assert_eq!(examine(&mut init, false), Verdict::Pass);
+        assert_eq!(examine(&mut init, PLAIN), Verdict::Pass);
         assert_eq!(init[HEADER + 12..HEADER + 16], FEATURES.to_le_bytes());
         assert_eq!(
-            examine(&mut request(INIT, &[0; 8]), false),
+            examine(&mut request(INIT, &[0; 8]), PLAIN),
             Verdict::Refuse { unique: 7, errno: libc::EINVAL }
         );
     }
@@ -168,11 +234,11 @@ mod tests {
     fn what_is_no_request_is_dropped() {
         let whole = request(1, b"name\0");
         for length in 0..whole.len() {
-            assert_eq!(examine(&mut whole[..length].to_vec(), false), Verdict::Drop, "{length}");
+            assert_eq!(examine(&mut whole[..length].to_vec(), PLAIN), Verdict::Drop, "{length}");
         }
         let mut longer = whole;
         longer.push(0);
-        assert_eq!(examine(&mut longer, false), Verdict::Drop);
+        assert_eq!(examine(&mut longer, PLAIN), Verdict::Drop);
     }
 
     #[test]

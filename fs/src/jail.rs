@@ -1,11 +1,18 @@
-//! The jail: namespaces of its own, the folder as its root, and no right that serving files does not need.
+//! The jail: namespaces of its own, a root in which there is nothing but the descriptors of this very process, and no right that
+//! serving files does not need.
 //!
 //! The folder comes as a descriptor. It is made the working directory before the mount namespace is copied, which takes the
-//! working directory along into the copy: so no path is ever looked up, and nobody can put another folder in its place.
+//! working directory along into the copy: so no path is ever looked up, and nobody can put another folder in its place. What is
+//! served is a copy of its mount that hangs nowhere, so that nothing lies above it. Only where the host does not let a jail have a /proc
+//! of its own is it the root itself; extended attributes, which need a path, are not to be had then.
 
-use std::fs::{self, OpenOptions};
+use std::ffi::{CStr, CString, OsStr};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -19,10 +26,12 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, chdir, fchdir, fork, getpid, pivot_root};
 
 use crate::filter;
+use crate::gate::Rules;
 use crate::serve::Folder;
+use crate::tree::{move_mount, open_tree, restrict};
 
 /// Most open files and known inodes, each of which has a descriptor.
-const MAX_FILES: u64 = 64 << 10;
+const MAX_FILES: u64 = 256 << 10;
 /// Most private memory, in bytes: a few hundred for each known inode, and buffers.
 const MAX_MEMORY: u64 = 512 << 20;
 /// How long a guest may take names and attributes for true: another program of the host may change them.
@@ -40,6 +49,9 @@ const KEPT: [Capability; 7] = [
     Capability::CAP_SETUID,
 ];
 
+/// SECBIT_NO_SETUID_FIXUP, locked: capabilities do not come and go with user ids.
+const SECURE_BITS: libc::c_ulong = 1 << 2 | 1 << 3;
+
 /// Why there is no jail. The text is shown to people as it is.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {step}: {source}")]
@@ -51,6 +63,20 @@ pub struct JailError {
 fn at<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> JailError {
     move |source| JailError { step, source: source.into() }
 }
+
+/// What is shared.
+#[derive(Debug)]
+pub struct Share {
+    /// The folder.
+    pub folder: OwnedFd,
+    /// Of the folder only the file of this name, which is no path; the guest finds it as [`FILE`], alone in a folder.
+    pub file: Option<CString>,
+    /// Nothing may be written.
+    pub read_only: bool,
+}
+
+/// What a shared file is called in the guest.
+pub const FILE: &str = "file";
 
 /// Where [`enter`] returns.
 pub enum Side {
@@ -64,9 +90,10 @@ pub enum Side {
 ///
 /// # Errors
 /// The host refuses a step; user namespaces may be forbidden.
-pub fn enter(folder: OwnedFd, socket: OwnedFd, read_only: bool) -> Result<Side, JailError> {
+pub fn enter(share: Share, socket: OwnedFd) -> Result<Side, JailError> {
     die_with_parent()?;
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map_err(at("give up new privileges"))?;
+    let Share { folder, file, read_only } = share;
     close_others(&[folder.as_raw_fd(), socket.as_raw_fd()]);
     fchdir(&folder).map_err(at("enter the folder"))?;
     drop(folder);
@@ -88,45 +115,93 @@ pub fn enter(folder: OwnedFd, socket: OwnedFd, read_only: bool) -> Result<Side, 
                 };
             }
         }
-        ForkResult::Child => inside(socket, read_only, root),
+        ForkResult::Child => inside(socket, file.as_deref(), read_only, root),
     }
 }
 
-fn inside(socket: OwnedFd, read_only: bool, root: bool) -> Result<Side, JailError> {
+fn inside(socket: OwnedFd, file: Option<&CStr>, read_only: bool, root: bool) -> Result<Side, JailError> {
     die_with_parent()?;
     let nothing: Option<&str> = None;
     mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
         .map_err(at("make mounts private"))?;
-    // The folder with what is mounted in it, detached; later changes outside do not come in.
-    let tree = open_tree().map_err(at("take the folder"))?;
+    // The folder or file with what is mounted in it, detached; later changes outside do not come in.
+    let tree = open_tree(file.unwrap_or(c".")).map_err(at("take the folder"))?;
+    if file.is_some() && !is_plain_file(&tree) {
+        return Err(at("take the file")(io::Error::other("it is not a plain file")));
+    }
     restrict(&tree, read_only).map_err(at("restrict the folder"))?;
-    // The file system keeps a descriptor of /proc/self/fd: if possible of one that knows nobody but the server.
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    let _ = mount(Some("proc"), "/proc", Some("proc"), flags, nothing);
-    let files = PassthroughFs::new(config()).map_err(at("prepare the folder"))?;
-    // Any directory will do to hang the folder up: afterwards it is the root, and everything else is gone.
-    move_mount(&tree).map_err(at("hang up the folder"))?;
-    drop(tree);
-    chdir("/proc").map_err(at("enter the folder"))?;
-    pivot_root(".", ".").map_err(at("make the folder the root"))?;
+    // Of the server's own process and of nothing else, if the host lets a jail have it.
+    let proc = ["subset=pid", ""].into_iter().find_map(|options| {
+        mount(Some("proc"), "/proc", Some("proc"), flags, Some(options)).ok()?;
+        open_tree(c"/proc").ok()
+    });
+    // The file system keeps a descriptor of /proc/self/fd.
+    let early = match &proc {
+        Some(_) => None,
+        None => Some(PassthroughFs::new(config("/folder".to_owned())).map_err(at("prepare the folder"))?),
+    };
+    // Any directory will do for what becomes the root: everything else will be gone.
+    mount(Some("tmpfs"), "/proc", Some("tmpfs"), flags, Some("mode=755,size=64k,nr_inodes=8"))
+        .map_err(at("make the root"))?;
+    chdir("/proc").map_err(at("enter the root"))?;
+    let tree = match file {
+        None => tree,
+        Some(_) => beside_nothing(&tree).map_err(at("hang up the file"))?,
+    };
+    let (hung, place) = match &proc {
+        Some(proc) => (proc, c"proc"),
+        None => (&tree, c"folder"),
+    };
+    directory(place).and_then(|()| move_mount(hung, place)).map_err(at("hang up the folder"))?;
+    let close = flags | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(nothing, ".", nothing, close, nothing).map_err(at("close the root"))?;
+    pivot_root(".", ".").map_err(at("make the root"))?;
     umount2(".", MntFlags::MNT_DETACH).map_err(at("let go of the host's root"))?;
     chdir("/").map_err(at("enter the root"))?;
+    let xattrs = proc.is_some();
+    drop(proc);
+    let files = match early {
+        Some(files) => files,
+        // The dot makes it the folder itself, not the link that /proc shows.
+        None => PassthroughFs::new(config(format!("/proc/self/fd/{}/.", tree.as_raw_fd())))
+            .map_err(at("prepare the folder"))?,
+    };
     files.import().map_err(at("open the folder"))?;
     limit()?;
     drop_capabilities(root)?;
     filter::install()
         .map_err(|error| JailError { step: "install the filter", source: io::Error::other(error) })?;
-    Ok(Side::Inside(Box::new(Folder::new(files, !root)), socket))
+    Ok(Side::Inside(Box::new(Folder::new(files, tree, Rules { squash: !root, xattrs })), socket))
 }
 
-fn config() -> Config {
+/// Puts a file into an empty folder, below the working directory, and takes that.
+fn beside_nothing(tree: &OwnedFd) -> io::Result<OwnedFd> {
+    directory(c"share")?;
+    let path = Path::new("share").join(FILE);
+    File::create(&path)?;
+    move_mount(tree, &CString::new(path.into_os_string().into_encoded_bytes())?)?;
+    open_tree(c"share")
+}
+
+fn directory(path: &CStr) -> io::Result<()> {
+    DirBuilder::new().mode(0o755).create(OsStr::from_bytes(path.to_bytes()))
+}
+
+fn config(root_dir: String) -> Config {
     Config {
-        root_dir: "/".to_owned(),
+        root_dir,
         entry_timeout: VALID,
         attr_timeout: VALID,
         cache_policy: CachePolicy::Auto,
+        xattr: true,
+        killpriv_v2: true,
         ..Config::default()
     }
+}
+
+fn is_plain_file(tree: &OwnedFd) -> bool {
+    tree.try_clone().map(File::from).and_then(|file| file.metadata()).is_ok_and(|metadata| metadata.is_file())
 }
 
 /// New namespaces of every kind, whose users are all of this process's if it is root, else only itself, as root.
@@ -214,56 +289,6 @@ fn close_others(kept: &[libc::c_int]) {
     }
 }
 
-fn open_tree() -> io::Result<OwnedFd> {
-    const OPEN_TREE_CLONE: libc::c_int = 1;
-    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC | libc::AT_RECURSIVE;
-    // SAFETY: the path is a constant; the result is a new descriptor or an error.
-    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, c".".as_ptr(), flags) };
-    match libc::c_int::try_from(fd) {
-        // SAFETY: the kernel has just made it for us.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// Nothing in the folder is a device, gains privileges or is executed here; and nothing is written if it is read-only.
-fn restrict(tree: &OwnedFd, read_only: bool) -> io::Result<()> {
-    let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
-    if read_only {
-        attributes |= libc::MOUNT_ATTR_RDONLY;
-    }
-    let attributes = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
-    // SAFETY: the structure is ours, and its size is told.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-fn move_mount(tree: &OwnedFd) -> io::Result<()> {
-    const MOVE_MOUNT_F_EMPTY_PATH: libc::c_int = 4;
-    // SAFETY: the paths are constants.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_move_mount,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_FDCWD,
-            c"/proc".as_ptr(),
-            MOVE_MOUNT_F_EMPTY_PATH,
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
 fn limit() -> Result<(), JailError> {
     let step = "set limits";
     for (resource, most) in [
@@ -284,6 +309,11 @@ fn drop_capabilities(root: bool) -> Result<(), JailError> {
     let failed = |error: caps::errors::CapsError| JailError { step, source: io::Error::other(error) };
     // Alone, one is root of nothing but one's own files, and needs no capability for them.
     let kept: CapsHashSet = if root { KEPT.into_iter().collect() } else { CapsHashSet::new() };
+    if root {
+        // The guest's kernel has checked what its users may do, by all their groups, which are not known here. What is done as one of
+        // them is done so that it belongs to them, not to be checked a second time.
+        prctl(libc::PR_SET_SECUREBITS, SECURE_BITS).map_err(at(step))?;
+    }
     for capability in caps::all() {
         if caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false) {
             caps::drop(None, CapSet::Bounding, capability).map_err(failed)?;

@@ -9,7 +9,7 @@ use fuse_backend_rs::passthrough::PassthroughFs;
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader, Writer};
 use nix::sys::socket::{MsgFlags, recv, send};
 
-use crate::gate::{self, MAX_REQUEST, Verdict};
+use crate::gate::{self, MAX_REQUEST, Rules, Verdict};
 
 /// Threads that serve requests: as many of them may wait for a slow disk at a time.
 const THREADS: usize = 4;
@@ -17,15 +17,16 @@ const THREADS: usize = 4;
 /// A folder, ready to be served.
 pub struct Folder {
     server: Server<PassthroughFs>,
-    /// The jail has one user only.
-    squash: bool,
+    /// The mount that it lies in.
+    _tree: OwnedFd,
+    rules: Rules,
 }
 
 impl Folder {
-    /// Serves this file system; see [`gate::examine`] for `squash`.
+    /// Serves this file system, which lies in this mount.
     #[must_use]
-    pub fn new(files: PassthroughFs, squash: bool) -> Self {
-        Self { server: Server::new(files), squash }
+    pub fn new(files: PassthroughFs, tree: OwnedFd, rules: Rules) -> Self {
+        Self { server: Server::new(files), _tree: tree, rules }
     }
 }
 
@@ -60,7 +61,7 @@ fn work(folder: &Folder, socket: &OwnedFd) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         };
         let request = &mut request[..length];
-        match gate::examine(request, folder.squash) {
+        match gate::examine(request, folder.rules) {
             Verdict::Pass => pass(folder, socket, request, &mut reply),
             Verdict::Refuse { unique, errno } => {
                 // If the other end is gone, the next read says so.

@@ -2,246 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
 
+mod support;
+
 use std::ffi::CString;
 use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::Path;
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socketpair, sockopt,
-};
-use nix::sys::time::{TimeVal, TimeValLike};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
 
-const LOOKUP: u32 = 1;
-const FORGET: u32 = 2;
-const GETATTR: u32 = 3;
-const SETATTR: u32 = 4;
-const READLINK: u32 = 5;
-const SYMLINK: u32 = 6;
-const MKNOD: u32 = 8;
-const MKDIR: u32 = 9;
-const UNLINK: u32 = 10;
-const RMDIR: u32 = 11;
-const RENAME: u32 = 12;
-const LINK: u32 = 13;
-const OPEN: u32 = 14;
-const READ: u32 = 15;
-const WRITE: u32 = 16;
-const GETXATTR: u32 = 22;
-const INIT: u32 = 26;
-const OPENDIR: u32 = 27;
-const READDIR: u32 = 28;
-const CREATE: u32 = 35;
-const DESTROY: u32 = 38;
-const ROOT: u64 = 1;
-
-/// How long an answer may take on a busy host.
-const PATIENCE: i64 = 30;
-
-struct Server {
-    child: Child,
-    socket: OwnedFd,
-    /// The folder lies in a directory that has more in it than the folder.
-    outside: tempfile::TempDir,
-    next: u64,
-    uid: u32,
-}
-
-struct Options {
-    read_only: bool,
-    files: Option<u64>,
-    user: Option<u32>,
-}
-
-const PLAIN: Options = Options { read_only: false, files: None, user: None };
-
-impl Server {
-    fn new(options: &Options) -> Self {
-        let outside = tempfile::tempdir().unwrap();
-        fs::write(outside.path().join("secret"), "outside").unwrap();
-        let folder = outside.path().join("folder");
-        fs::create_dir(&folder).unwrap();
-        fs::write(folder.join("file"), "content").unwrap();
-        fs::create_dir(folder.join("sub")).unwrap();
-        fs::write(folder.join("sub/inner"), "inner").unwrap();
-        symlink(outside.path(), folder.join("out")).unwrap();
-        symlink("../secret", folder.join("secret")).unwrap();
-        let path = CString::new(folder.join("fifo").to_str().unwrap()).unwrap();
-        // SAFETY: the path is ours.
-        assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o666) }, 0);
-        if let Some(user) = options.user {
-            fs::set_permissions(outside.path(), fs::Permissions::from_mode(0o755)).unwrap();
-            for name in ["", "file", "sub", "sub/inner"] {
-                std::os::unix::fs::chown(folder.join(name), Some(user), Some(user)).unwrap();
-            }
-        }
-        let (socket, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
-        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE)).unwrap();
-        let directory = OwnedFd::from(fs::File::open(&folder).unwrap());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead-fs"));
-        command.args(["--socket", "10", "--folder", "11"]);
-        if options.read_only {
-            command.arg("--read-only");
-        }
-        if let Some(user) = options.user {
-            command.uid(user).gid(user);
-        }
-        let (from, files) = ([theirs.as_raw_fd(), directory.as_raw_fd()], options.files);
-        // SAFETY: system calls that are async-signal-safe.
-        unsafe {
-            command.pre_exec(move || {
-                // Neither number is one of these descriptors': they are low.
-                for (from, to) in from.into_iter().zip([10, 11]) {
-                    if libc::dup2(from, to) < 0 {
-                        return Err(std::io::Error::last_os_error());
-                    }
-                }
-                if let Some(files) = files {
-                    let limit = libc::rlimit { rlim_cur: files, rlim_max: files };
-                    libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
-                }
-                Ok(())
-            });
-        }
-        let child = command.spawn().unwrap();
-        Self { child, socket, outside, next: 1, uid: 0 }
-    }
-
-    /// A server that a guest has mounted; `None` if this host's users may not have namespaces.
-    fn mounted(options: &Options) -> Option<Self> {
-        let mut server = Self::new(options);
-        let mut init = words(&[7, 31, 65536, u32::MAX]);
-        init.extend([0; 48]);
-        let (error, body) = server.try_call(INIT, 0, &init)?;
-        assert_eq!(error, 0);
-        // Neither larger requests nor anything of the second word of features.
-        assert_eq!(word(&body, 12) & (1 << 22 | 1 << 30), 0);
-        Some(server)
-    }
-
-    fn folder(&self) -> PathBuf {
-        self.outside.path().join("folder")
-    }
-
-    fn send(&mut self, operation: u32, node: u64, body: &[u8]) -> u64 {
-        let id = self.next;
-        self.next += 1;
-        let mut request = words(&[40 + body.len() as u32, operation]);
-        request.extend(id.to_le_bytes());
-        request.extend(node.to_le_bytes());
-        request.extend(words(&[self.uid, self.uid, 1, 0]));
-        request.extend(body);
-        self.send_raw(&request);
-        id
-    }
-
-    fn send_raw(&self, bytes: &[u8]) {
-        send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL).unwrap();
-    }
-
-    /// Error (positive) and body; `None` if the server is gone.
-    fn try_call(&mut self, operation: u32, node: u64, body: &[u8]) -> Option<(i32, Vec<u8>)> {
-        let id = self.send(operation, node, body);
-        loop {
-            let mut answer = vec![0; 1 << 18];
-            let length = recv(self.socket.as_raw_fd(), &mut answer, MsgFlags::empty()).unwrap_or(0);
-            if length == 0 {
-                return None;
-            }
-            answer.truncate(length);
-            assert_eq!(word(&answer, 0) as usize, length);
-            // A malformed request may be answered twice; the VMM's device passes over the second.
-            let of = double(&answer, 8);
-            assert!(of <= id, "an answer to nothing");
-            if of == id {
-                return Some((-(word(&answer, 4) as i32), answer[16..].to_vec()));
-            }
-        }
-    }
-
-    fn call(&mut self, operation: u32, node: u64, body: &[u8]) -> Result<Vec<u8>, i32> {
-        match self.try_call(operation, node, body).expect("the server is gone") {
-            (0, body) => Ok(body),
-            (error, _) => Err(error),
-        }
-    }
-
-    /// Node and host's inode of a name.
-    fn lookup(&mut self, parent: u64, name: &str) -> Result<(u64, u64), i32> {
-        let body = self.call(LOOKUP, parent, &text(&[name]))?;
-        Ok((double(&body, 0), double(&body, 40)))
-    }
-
-    fn open(&mut self, node: u64, flags: i32) -> Result<u64, i32> {
-        self.call(OPEN, node, &words(&[flags as u32, 0])).map(|body| double(&body, 0))
-    }
-
-    fn read(&mut self, node: u64, handle: u64) -> Result<Vec<u8>, i32> {
-        let mut body = [handle, 0].map(u64::to_le_bytes).concat();
-        body.extend(words(&[4096, 0, 0, 0, 0, 0]));
-        self.call(READ, node, &body)
-    }
-
-    /// Everything of the server's own process, which is a child of the one that was started.
-    fn status(&self, name: &str) -> String {
-        let pid = self.pid();
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("no such line");
-        line.trim_start_matches(':').trim().to_owned()
-    }
-
-    fn pid(&self) -> u32 {
-        let outer = self.child.id();
-        let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).unwrap();
-        children.split_ascii_whitespace().next().unwrap().parse().unwrap()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn words(values: &[u32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
-}
-
-fn text(names: &[&str]) -> Vec<u8> {
-    names.iter().flat_map(|name| name.bytes().chain([0])).collect()
-}
-
-fn word(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
-}
-
-fn double(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
-}
-
-fn with(head: &[u8], names: &[&str]) -> Vec<u8> {
-    [head, &text(names)].concat()
-}
-
-/// Everything below a directory, as paths with kinds, sizes and links.
-fn tree(path: &Path) -> Vec<String> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(path).unwrap() {
-        let path = entry.unwrap().path();
-        let meta = fs::symlink_metadata(&path).unwrap();
-        all.push(format!("{} {:o} {} {}", path.display(), meta.mode(), meta.len(), meta.nlink()));
-        if meta.is_dir() {
-            all.extend(tree(&path));
-        }
-    }
-    all.sort();
-    all
-}
+use support::*;
 
 #[test]
 fn files_are_read_written_made_and_removed() {
@@ -280,7 +51,7 @@ fn files_are_read_written_made_and_removed() {
 
     // FORGET has no answer; the next request is answered all the same.
     server.send(FORGET, file, &1u64.to_le_bytes());
-    assert_eq!(server.call(GETXATTR, ROOT, &with(&words(&[0, 0]), &["user.x"])), Err(libc::ENOSYS));
+    assert_eq!(server.call(LOCK, ROOT, &[0; 48]), Err(libc::ENOSYS));
     let handle = double(&server.call(OPENDIR, ROOT, &words(&[0, 0])).unwrap(), 0);
     let mut read = [handle, 0].map(u64::to_le_bytes).concat();
     read.extend(words(&[4096, 0, 0, 0, 0, 0]));
@@ -295,13 +66,11 @@ fn files_are_read_written_made_and_removed() {
 fn no_name_leads_out() {
     let mut server = Server::mounted(&PLAIN).unwrap();
     let before = tree(server.outside.path());
-    let inode = fs::metadata(server.folder()).unwrap().ino();
     let (sub, _) = server.lookup(ROOT, "sub").unwrap();
-    // Up from a folder in it is the folder, and up from the folder is the folder.
+    // A guest's kernel keeps its own tree: nobody needs to ask for what is above.
     for parent in [ROOT, sub] {
-        match server.lookup(parent, "..") {
-            Ok((_, up)) => assert_eq!(up, inode),
-            Err(error) => assert!([libc::EINVAL, libc::ENOENT].contains(&error), "{error}"),
+        for dots in ["..", "."] {
+            assert_eq!(server.lookup(parent, dots), Err(libc::EINVAL));
         }
     }
     let bad =
@@ -438,13 +207,99 @@ fn the_server_has_nothing_but_the_folder() {
         let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
         assert_ne!(of(&pid.to_string()), of("self"), "{kind}");
     }
-    let root = fs::metadata(format!("/proc/{pid}/root/")).unwrap();
-    assert_eq!(root.ino(), fs::metadata(server.folder()).unwrap().ino());
+    // Its root is empty but for its own /proc; the folder hangs nowhere.
+    let root: Vec<_> = fs::read_dir(format!("/proc/{pid}/root/")).unwrap().collect();
+    assert_eq!(root.len(), 1, "{root:?}");
+    assert_eq!(root[0].as_ref().unwrap().file_name(), "proc");
     let mounts = fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap();
-    assert_eq!(mounts.lines().count(), 1, "{mounts}");
-    for part in ["nosuid", "nodev", "noexec"] {
-        assert!(mounts.contains(part), "{mounts}");
+    let mut kinds: Vec<_> = mounts.lines().map(|line| line.split(' ').nth(2).unwrap()).collect();
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["proc", "tmpfs"], "{mounts}");
+    for line in mounts.lines() {
+        for part in ["nosuid", "nodev", "noexec"] {
+            assert!(line.contains(part), "{mounts}");
+        }
     }
+    assert!(mounts.contains("tmpfs / tmpfs ro,"), "{mounts}");
+}
+
+#[test]
+fn a_single_file_is_shared_without_what_lies_beside_it() {
+    for read_only in [false, true] {
+        let mut server = Server::mounted(&Options { file: Some("file"), read_only, ..PLAIN }).unwrap();
+        let folder = server.folder();
+        let before = tree(server.outside.path());
+        let (file, inode) = server.lookup(ROOT, "file").unwrap();
+        assert_eq!(inode, fs::metadata(folder.join("file")).unwrap().ino());
+        for name in ["sub", "out", "secret", "fifo", "folder"] {
+            assert_eq!(server.lookup(ROOT, name), Err(libc::ENOENT), "{name}");
+        }
+        // It cannot be replaced, removed or given a second name, nor can anything be put beside it.
+        for (operation, body) in [
+            (CREATE, with(&words(&[libc::O_RDWR as u32, 0o100_644, 0, 0]), &["new"])),
+            (MKDIR, with(&words(&[0o755, 0]), &["new"])),
+            (UNLINK, text(&["file"])),
+            (RENAME, with(&ROOT.to_le_bytes(), &["file", "new"])),
+            (LINK, with(&file.to_le_bytes(), &["new"])),
+        ] {
+            assert!(server.call(operation, ROOT, &body).is_err(), "{operation}");
+        }
+        assert_eq!(tree(server.outside.path()), before);
+        let opened = server.open(file, libc::O_RDWR);
+        assert_eq!(opened.is_err(), read_only);
+        let handle = opened.or_else(|_| server.open(file, libc::O_RDONLY)).unwrap();
+        assert_eq!(server.read(file, handle).unwrap(), b"content");
+        let mut write = [handle, 0].map(u64::to_le_bytes).concat();
+        write.extend(words(&[1, 0, 0, 0, 0, 0]));
+        write.push(b'C');
+        assert_eq!(server.call(WRITE, file, &write).is_err(), read_only);
+        let now = if read_only { "content" } else { "Content" };
+        assert_eq!(fs::read_to_string(folder.join("file")).unwrap(), now);
+    }
+    // What is no plain file is none; a link is not followed.
+    for file in ["sub", "out", "secret", "fifo", "missing"] {
+        let mut server = Server::new(&Options { file: Some(file), ..PLAIN });
+        assert!(!server.child.wait().unwrap().success(), "{file}");
+    }
+}
+
+#[test]
+fn attributes_of_the_users_own_are_kept_and_others_refused() {
+    let mut server = Server::mounted(&PLAIN).unwrap();
+    let (file, _) = server.lookup(ROOT, "file").unwrap();
+    let set = |name: &str| [&words(&[5, 0])[..], name.as_bytes(), b"\0value"].concat();
+    match server.call(SETXATTR, file, &set("user.key")) {
+        Err(libc::EOPNOTSUPP) => return eprintln!("skipped: the temporary directory keeps no attributes"),
+        other => drop(other.unwrap()),
+    }
+    let get = |name: &str| with(&words(&[64, 0]), &[name]);
+    assert_eq!(server.call(GETXATTR, file, &get("user.key")).unwrap(), b"value");
+    assert_eq!(server.call(LISTXATTR, file, &words(&[64, 0])).unwrap(), b"user.key\0");
+    for name in
+        ["trusted.x", "security.capability", "system.posix_acl_access", "security.selinux", "", "user"]
+    {
+        assert_eq!(server.call(SETXATTR, file, &set(name)), Err(libc::EOPNOTSUPP), "{name}");
+        assert_eq!(server.call(REMOVEXATTR, file, &text(&[name])), Err(libc::EOPNOTSUPP), "{name}");
+    }
+    server.call(REMOVEXATTR, file, &text(&["user.key"])).unwrap();
+    assert_eq!(server.call(GETXATTR, file, &get("user.key")), Err(libc::ENODATA));
+}
+
+#[test]
+fn what_the_guest_has_allowed_is_not_checked_again() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("skipped: only root serves several users");
+    }
+    // A directory that user 1000 may write to by a group of theirs that a request does not tell.
+    let mut server = Server::mounted(&PLAIN).unwrap();
+    let sub = server.folder().join("sub");
+    std::os::unix::fs::chown(&sub, Some(0), Some(2000)).unwrap();
+    fs::set_permissions(&sub, fs::Permissions::from_mode(0o770)).unwrap();
+    let (node, _) = server.lookup(ROOT, "sub").unwrap();
+    server.uid = 1000;
+    let create = with(&words(&[libc::O_RDWR as u32, 0o100_600, 0, 0]), &["made"]);
+    server.call(CREATE, node, &create).unwrap();
+    assert_eq!(fs::metadata(sub.join("made")).unwrap().uid(), 1000);
 }
 
 #[test]
@@ -548,4 +403,27 @@ fn the_server_ends_with_its_socket_and_with_its_parent() {
     // The inner one had the other end of the socket.
     let mut byte = [0; 16];
     assert!(recv(server.socket.as_raw_fd(), &mut byte, MsgFlags::empty()).is_ok_and(|length| length == 0));
+}
+
+#[test]
+fn a_listing_is_whole_while_other_requests_forget_what_is_in_it() {
+    let mut server = Server::mounted(&PLAIN).unwrap();
+    let handle = double(&server.call(OPENDIR, ROOT, &words(&[0, 0])).unwrap(), 0);
+    let mut read = [handle, 0].map(u64::to_le_bytes).concat();
+    read.extend(words(&[4096, 0, 0, 0, 0, 0]));
+    let mut known: Vec<u64> = Vec::new();
+    for round in 0..3000 {
+        // Four threads serve: all of this is under way at the same time.
+        for node in known.drain(..) {
+            server.send(FORGET, node, &1u64.to_le_bytes());
+        }
+        let listing = server.call(READDIRPLUS, ROOT, &read).unwrap();
+        let mut at = 0;
+        while at < listing.len() {
+            known.push(double(&listing, at));
+            let name = word(&listing, at + 128 + 16) as usize;
+            at += (128 + 24 + name).next_multiple_of(8);
+        }
+        assert_eq!(known.len(), 5, "round {round}");
+    }
 }

@@ -70,6 +70,8 @@ impl Harbour {
             vcpus: 1,
             rootfs: Some(&self.image.disk),
             writable: Some(&writable),
+            rates: engine::machine::DiskRates::default(),
+            shares: Vec::new(),
         };
         let machine = Machine::start(&self.paths, directory.path(), hardware).unwrap();
         let client = Client::new(machine.agent().try_clone().unwrap());

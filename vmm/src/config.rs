@@ -27,7 +27,7 @@ pub const SECTOR_SIZE: u64 = 512;
 /// Most network interfaces of one machine.
 pub const MAX_NETS: usize = 8;
 /// Most shared folders of one machine.
-pub const MAX_SHARES: usize = 8;
+pub const MAX_SHARES: usize = 12;
 /// Longest tag of a shared folder in bytes.
 pub const MAX_TAG: usize = 36;
 /// Least and most MTU of a network interface in bytes: what IPv4 asks for, and what one packet can hold.
@@ -234,6 +234,12 @@ pub struct DiskConfig {
     /// How much may be read and written, together.
     #[serde(default)]
     pub limit: RateLimit,
+    /// How much may be read.
+    #[serde(default)]
+    pub read: RateLimit,
+    /// How much may be written, discarded or zeroed.
+    #[serde(default)]
+    pub write: RateLimit,
 }
 
 /// How much may pass in a while; nothing set is no limit.
@@ -476,7 +482,7 @@ impl DiskConfig {
                 return Err(ConfigError::Extent { disk, extent });
             }
         }
-        self.limit.validate()
+        [&self.limit, &self.read, &self.write].into_iter().try_for_each(RateLimit::validate)
     }
 }
 

@@ -8,11 +8,12 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 
+use super::archive;
 use super::binds::{self, Tree};
 use super::boot::RUN;
 use super::{AgentError, Context};
 use crate::protocol::spec::Mount;
-use crate::protocol::{Failure, FailureKind, HostFile, Prepare};
+use crate::protocol::{Failure, FailureKind, Fill, HostFile, Prepare};
 
 /// Where the container's root file system is mounted.
 pub(crate) const ROOTFS: &str = "/run/rootfs";
@@ -50,6 +51,9 @@ pub(crate) fn prepare(request: &Prepare) -> Result<Prepared, Failure> {
     })?;
     for share in &request.shares {
         mount_share(&share.tag, share.read_only)?;
+    }
+    for volume in &request.fill {
+        fill(volume, &request.volumes)?;
     }
     Ok(Prepared { volumes: request.volumes.clone(), files: write_files(&request.files)? })
 }
@@ -135,6 +139,20 @@ fn mount_share(tag: &str, read_only: bool) -> Result<(), Failure> {
         .map_err(|e| {
             Failure::new(FailureKind::Other, format!("the shared folder {tag} could not be mounted: {e}"))
         })
+}
+
+/// Gives a new volume what the image has in its place.
+fn fill(request: &Fill, volumes: &[Mount]) -> Result<(), Failure> {
+    let place = Path::new(&request.destination);
+    let tag = volumes.iter().find(|v| v.destination == place).map(|v| v.source.as_str());
+    let Some(tag) = tag.filter(|tag| binds::is_tag(tag)) else {
+        let text = format!("{:?} is not where a whole share is mounted", request.destination);
+        return Err(Failure::new(FailureKind::Unsupported, text));
+    };
+    archive::fill(request, &binds::share_path(tag)).map_err(|failure| {
+        let text = format!("the new volume at {} could not be filled: {}", request.destination, failure.text);
+        Failure::new(FailureKind::Other, text)
+    })
 }
 
 /// Writes the host's files where the container's mounts can reach them.

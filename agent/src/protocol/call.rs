@@ -132,6 +132,9 @@ pub struct Prepare {
     /// together with those of the specification, outer ones first.
     #[serde(default, deserialize_with = "bounded::list::<_, _, MAX_VOLUMES>")]
     pub volumes: Vec<Mount>,
+    /// Volumes that get, before anything runs, what the image has in their place.
+    #[serde(default, deserialize_with = "bounded::list::<_, _, MAX_VOLUMES>")]
+    pub fill: Vec<Fill>,
     /// Files that cover those of the image: the container may write them, but they are not part of its disk.
     #[serde(default, deserialize_with = "bounded::list::<_, _, MAX_VOLUMES>")]
     pub files: Vec<HostFile>,
@@ -146,6 +149,19 @@ pub struct Share {
     pub tag: String,
     /// Refuse writes in the guest as well as on the host.
     pub read_only: bool,
+}
+
+/// A volume that gets what the image has in its place: content, owners, permissions, links, and its directory's own. Device nodes are passed over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fill {
+    /// Destination of one of [`Prepare::volumes`], which is a whole share that can be written to.
+    #[serde(deserialize_with = "bounded::text::<_, MAX_PATH>")]
+    pub destination: String,
+    /// Fill it although it holds something: an earlier attempt was cut short. Else only an empty one is.
+    pub resume: bool,
+    /// As of [`ArchivePut::owner`]: for a share whose files can belong to one user only.
+    pub owner: Option<String>,
 }
 
 /// A file that the host gives the container, such as /etc/hosts.

@@ -20,7 +20,7 @@ pub use answer::{
     MemoryStats, NetworkStats, PathStat, PidsStats, ProcessInfo, ProcessList, Stats,
 };
 pub use call::{
-    ArchivePut, Call, Exec, HostFile, Instruction, MAX_FILTER, MAX_GROUPS, MAX_HOST_FILE, MAX_PATH,
+    ArchivePut, Call, Exec, Fill, HostFile, Instruction, MAX_FILTER, MAX_GROUPS, MAX_HOST_FILE, MAX_PATH,
     MAX_VOLUMES, Prepare, Request, Share, ShutdownMethod, Start, Stream, StreamOpen, TerminalSize,
 };
 pub use frame::{Decoder, FrameError, MAX_FRAME, read_frame, write_frame};

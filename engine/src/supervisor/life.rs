@@ -12,7 +12,7 @@ use super::run::{Ending, Run};
 use super::wire::Until;
 use crate::model::{Container, Health, HealthStatus, Outcome, State, Status, now};
 use crate::timings::Timings;
-use crate::{EngineError, truth};
+use crate::{EngineError, truth, volumes};
 
 /// How long a container may take to stop when neither it nor the caller says.
 const STOP_TIMEOUT: i64 = 10;
@@ -111,8 +111,8 @@ impl Supervisor {
         let auto_remove = run.container.config.auto_remove;
         let outcome = match ending {
             Ending::Exited(exit) => {
-                // The disk is thrown away with a temporary container: its machine need not write it.
-                if auto_remove {
+                // The disk is thrown away with a temporary container: its machine need not write it. Volumes stay.
+                if auto_remove && !run.booted.has_volumes() {
                     run.booted.kill().await;
                 } else {
                     run.booted.shut_down().await;
@@ -334,6 +334,10 @@ impl Supervisor {
     /// Removes the container from disk and database.
     fn erase(&self, container: &Container) -> Result<(), EngineError> {
         self.removed.set(true);
-        truth::erase(&self.database, &self.directory, container)
+        truth::erase(&self.database, &self.directory, container)?;
+        if container.config.auto_remove {
+            volumes::remove_anonymous(&self.database, &self.paths, container);
+        }
+        Ok(())
     }
 }

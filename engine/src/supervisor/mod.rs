@@ -5,11 +5,12 @@
 //! Everything happens on one thread; what must not be interleaved holds [`Supervisor::lifecycle`].
 //!
 //! The parts, lowest first: [`wire`] (questions and answers), [`log`] and `hub` (output and input), `guest` (the agent's
-//! other end), `run` (one life of a machine), `life` (start, stop, restart, removal), `exec`, `health`, `files` (transfers), `serve` (one
+//! other end), `shares` (folders of the host), `run` (one life of a machine), `life` (start, stop, restart, removal), `exec`, `health`, `files` (transfers), `serve` (one
 //! connection), and `reach` (the engine's side).
 
 mod exec;
 mod files;
+mod fill;
 mod guest;
 mod health;
 mod hub;
@@ -19,6 +20,7 @@ mod policy;
 pub(crate) mod reach;
 mod run;
 mod serve;
+mod shares;
 pub(crate) mod wire;
 
 use std::cell::{Cell, RefCell};

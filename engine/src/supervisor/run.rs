@@ -13,12 +13,14 @@ use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
 use vmm::control::{ExitReason, ExitReport};
 
 use super::Supervisor;
+use super::fill::Filling;
 use super::guest::{Exit, Guest, ProcessStreams};
 use super::hub::Input;
 use super::log::Log;
+use super::shares::Shares;
 use crate::accelerator::{self, Chosen};
-use crate::machine::{Hardware, Machine, MachineSize, boot_timeout, silent};
-use crate::model::{Container, RunningMachine, Size};
+use crate::machine::{DiskRates, Hardware, Machine, MachineSize, Share, boot_timeout, silent};
+use crate::model::{Container, MountKind, RunningMachine, Size};
 use crate::timings::Timings;
 use crate::{EngineError, disk, spec};
 
@@ -36,6 +38,10 @@ pub(super) struct Booted {
     pub(super) guest: Rc<Guest>,
     pub(super) machine: RefCell<Option<Machine>>,
     pub(super) described: RunningMachine,
+    /// The servers of its shared folders.
+    shares: RefCell<Shares>,
+    /// Its new volumes, until they are full.
+    filling: RefCell<Filling>,
     /// The call that mounts its disks was answered.
     prepared: RefCell<Option<oneshot::Receiver<Result<agent::protocol::Answer, agent::protocol::Failure>>>>,
 }
@@ -75,6 +81,28 @@ impl Booted {
         image: &Image,
         timings: &Timings,
     ) -> Result<Self, EngineError> {
+        if Filling::needs_another_machine(&supervisor.paths, &supervisor.directory, container) {
+            // The container's own machine cannot write to all of its volumes.
+            let mut filler = container.clone();
+            filler
+                .config
+                .mounts
+                .iter_mut()
+                .for_each(|mount| mount.read_only &= mount.kind == MountKind::Bind);
+            let filler = Self::boot_now(supervisor, &filler, image, timings).await?;
+            let filled = filler.prepared().await;
+            filler.shut_down().await;
+            filled?;
+        }
+        Self::boot_now(supervisor, container, image, timings).await
+    }
+
+    async fn boot_now(
+        supervisor: &Supervisor,
+        container: &Container,
+        image: &Image,
+        timings: &Timings,
+    ) -> Result<Self, EngineError> {
         let config = &container.config;
         let chosen =
             accelerator::choose(config.accelerator, config.isolation, &supervisor.paths.cache_files())?;
@@ -82,13 +110,24 @@ impl Booted {
         let writable = supervisor.directory.disk();
         disk::ensure(&writable, config.storage_size, &supervisor.paths.cache_files())?;
         timings.mark("disk");
-        let (machine, described) = start_machine(supervisor, image, &writable, chosen, size)?;
+        let mut filling = Filling::begin(&supervisor.paths, &supervisor.directory, container).await?;
+        let fill = std::mem::take(&mut filling.told);
+        let rates = DiskRates::new(&config.limits);
+        let (mut shares, devices) = Shares::start(&supervisor.paths, container)?;
+        let (machine, described) = start_machine(supervisor, image, &writable, rates, devices, chosen, size)?;
         timings.mark("vmm");
         let timeout = boot_timeout(machine.accelerator());
         let control = machine.take_agent()?;
         let (guest, hello) = Guest::new(control);
-        let booted =
-            Self { guest, machine: RefCell::new(Some(machine)), described, prepared: RefCell::new(None) };
+        let (told, volumes) = (std::mem::take(&mut shares.shares), std::mem::take(&mut shares.volumes));
+        let booted = Self {
+            guest,
+            machine: RefCell::new(Some(machine)),
+            described,
+            shares: RefCell::new(shares),
+            filling: RefCell::new(filling),
+            prepared: RefCell::new(None),
+        };
         match tokio::time::timeout(timeout, hello).await {
             Ok(Ok(())) => timings.mark("hello"),
             Ok(Err(_)) => {
@@ -104,8 +143,10 @@ impl Booted {
             image: "vda".into(),
             writable: "vdb".into(),
             wall_clock: u64::try_from(crate::model::now()).unwrap_or(0),
+            shares: told,
+            volumes,
+            fill,
             files: spec::files_of(container),
-            ..Prepare::default()
         };
         let (_, answer) = booted.guest.send(Call::Prepare(Box::new(prepare))).await?;
         *booted.prepared.borrow_mut() = Some(answer);
@@ -115,7 +156,9 @@ impl Booted {
     /// Waits until the disks are mounted.
     pub(super) async fn prepared(&self) -> Result<(), EngineError> {
         let Some(answer) = self.prepared.borrow_mut().take() else { return Ok(()) };
-        self.guest.answer(answer).await?.map(drop).map_err(EngineError::Start)
+        let prepared = self.guest.answer(answer).await?.map(drop).map_err(EngineError::Start);
+        prepared.map_err(|error| self.shares.borrow().explain(error))?;
+        self.filling.take().finish()
     }
 
     /// A new connection to the machine's vsock.
@@ -126,10 +169,20 @@ impl Booted {
         }
     }
 
+    /// Changes how much may be read from and written to the container's disk.
+    pub(super) fn limit_disk(&self, rates: DiskRates) -> Result<(), EngineError> {
+        self.machine.borrow_mut().as_mut().map_or(Ok(()), |machine| machine.limit_disk(rates))
+    }
+
     /// Ends the machine at once.
     pub(super) async fn kill(&self) -> Option<ExitReport> {
-        let machine = self.machine.borrow_mut().take()?;
-        spawn_blocking(move || machine.kill()).await.ok().flatten()
+        let machine = self.machine.borrow_mut().take();
+        let report = match machine {
+            Some(machine) => spawn_blocking(move || machine.kill()).await.ok().flatten(),
+            None => None,
+        };
+        self.end_shares().await;
+        report
     }
 
     /// Has the guest write its disks and end.
@@ -137,7 +190,19 @@ impl Booted {
         let method = self.machine.borrow().as_ref().map(Machine::shutdown_method)?;
         let _ = self.guest.send(Call::Shutdown { method }).await;
         let machine = self.machine.borrow_mut().take()?;
-        spawn_blocking(move || machine.finish(SHUTDOWN_TIMEOUT)).await.ok().flatten()
+        let report = spawn_blocking(move || machine.finish(SHUTDOWN_TIMEOUT)).await.ok().flatten();
+        self.end_shares().await;
+        report
+    }
+
+    /// Whether the guest may have something in its memory that belongs into a volume.
+    pub(super) fn has_volumes(&self) -> bool {
+        !self.shares.borrow().is_empty()
+    }
+
+    async fn end_shares(&self) {
+        let mut shares = std::mem::take(&mut *self.shares.borrow_mut());
+        shares.end().await;
     }
 
     /// The reason behind an error: the VMM's own report knows more than a connection that broke.
@@ -264,6 +329,8 @@ fn start_machine(
     supervisor: &Supervisor,
     image: &Image,
     writable: &Path,
+    rates: DiskRates,
+    shares: Vec<Share>,
     chosen: Chosen,
     size: MachineSize,
 ) -> Result<(Machine, RunningMachine), EngineError> {
@@ -274,6 +341,8 @@ fn start_machine(
         vcpus: size.vcpus,
         rootfs: Some(&image.disk),
         writable: Some(writable),
+        rates,
+        shares,
     };
     let machine = Machine::start(&supervisor.paths, supervisor.directory.path(), hardware)?;
     let described =

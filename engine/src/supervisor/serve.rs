@@ -125,6 +125,10 @@ impl Supervisor {
 
     async fn update(&self, limits: &Limits) -> Result<(), EngineError> {
         let Ok(run) = self.running() else { return Ok(()) };
+        // Of what is said here, the container's own limits are what holds: absent ones stay.
+        let mut all = self.container()?.config.limits;
+        crate::verbs::overlay(&mut all, limits.clone());
+        run.booted.limit_disk(crate::machine::DiskRates::new(&all))?;
         let resources = spec::resources(limits);
         run.booted.guest.call(Call::Update(Box::new(resources))).await.map(drop)
     }

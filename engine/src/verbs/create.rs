@@ -159,7 +159,7 @@ impl Engine {
                 "can't create 'AutoRemove' container with restart policy".to_owned(),
             ));
         }
-        Ok(())
+        crate::share::check(config, self.paths())
     }
 
     /// An accelerator, an isolation or a size that this host cannot give is refused by its name.

@@ -13,6 +13,7 @@ mod networks;
 mod recover;
 mod remove;
 mod update;
+pub(crate) use update::overlay;
 mod volumes;
 mod wait;
 

@@ -2,10 +2,10 @@
 
 use crate::directory::Directory;
 use crate::disk;
-use crate::model::{Container, MountKind};
+use crate::model::Container;
 use crate::supervisor::reach;
 use crate::supervisor::wire::Ask;
-use crate::{Engine, EngineError, truth};
+use crate::{Engine, EngineError, truth, volumes};
 
 impl Engine {
     /// Removes a container. One that runs is ended first if `force` says so; `volumes`: its anonymous volumes go, too.
@@ -41,7 +41,7 @@ impl Engine {
             }
         }
         if volumes || container.config.auto_remove {
-            self.remove_anonymous_volumes(&container);
+            volumes::remove_anonymous(self.database(), self.paths(), &container);
         }
         Ok(())
     }
@@ -78,14 +78,5 @@ impl Engine {
     pub fn writable_bytes(&self, container: &Container) -> u64 {
         let directory = Directory::new(&self.paths().containers(), &container.id);
         disk::allocated(&directory.disk()).unwrap_or(0)
-    }
-
-    fn remove_anonymous_volumes(&self, container: &Container) {
-        for mount in container.config.mounts.iter().filter(|mount| mount.kind == MountKind::Volume) {
-            if self.volume(&mount.source).is_ok_and(|volume| volume.anonymous) {
-                // Another container may use it.
-                let _ = self.remove_volume(&mount.source, false);
-            }
-        }
     }
 }

@@ -69,7 +69,7 @@ impl Engine {
 }
 
 /// What is given wins, what is absent stays.
-fn overlay(limits: &mut Limits, given: Limits) {
+pub(crate) fn overlay(limits: &mut Limits, given: Limits) {
     fn set<T>(place: &mut Option<T>, given: Option<T>) {
         if given.is_some() {
             *place = given;

@@ -6,8 +6,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 
-use crate::model::{ContainerConfig, Event, EventKind, Mount, MountKind, Volume, now};
-use crate::{Engine, EngineError, ids, names};
+use crate::model::{ContainerConfig, Mount, MountKind, Volume, now};
+use crate::{Engine, EngineError, ids, names, volumes};
 
 /// What a new volume is to be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -73,7 +73,7 @@ impl Engine {
             .map_err(EngineError::io(format!("making the volume {}", volume.name)))?;
         let there = self.database().insert_volume(&volume)?;
         if there == volume {
-            self.volume_event(&there, "create")?;
+            self.record(&volumes::event(&there, "create"))?;
         }
         Ok(there)
     }
@@ -83,21 +83,10 @@ impl Engine {
     /// # Errors
     /// A container uses it.
     pub fn remove_volume(&self, name: &str, force: bool) -> Result<(), EngineError> {
-        let volume = match self.volume(name) {
-            Err(EngineError::NoVolume(_)) if force => return Ok(()),
-            other => other?,
-        };
-        if let Some(container) = self.users_of_volume(name)?.into_iter().next() {
-            return Err(EngineError::VolumeInUse { name: name.to_owned(), container });
+        match volumes::remove(self.database(), self.paths(), name) {
+            Err(EngineError::NoVolume(_)) if force => Ok(()),
+            other => other,
         }
-        self.database().delete_volume(name)?;
-        match fs::remove_dir_all(self.paths().volumes().join(name)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(EngineError::io(format!("removing the volume {name}"))(e));
-            }
-            _ => {}
-        }
-        self.volume_event(&volume, "destroy")
     }
 
     /// Ids of the containers that use a volume.
@@ -105,9 +94,7 @@ impl Engine {
     /// # Errors
     /// The state database cannot be read.
     pub fn users_of_volume(&self, name: &str) -> Result<Vec<String>, EngineError> {
-        let uses = |mount: &Mount| mount.kind == MountKind::Volume && mount.source == name;
-        let users = self.containers()?.into_iter().filter(|c| c.config.mounts.iter().any(uses));
-        Ok(users.map(|container| container.id).collect())
+        volumes::users(self.database(), name)
     }
 
     /// Bytes on disk of a volume.
@@ -136,17 +123,6 @@ impl Engine {
             mount.source = self.create_volume(VolumeOptions { name, ..VolumeOptions::default() })?.name;
         }
         Ok(())
-    }
-
-    fn volume_event(&self, volume: &Volume, action: &str) -> Result<(), EngineError> {
-        self.record(&Event {
-            sequence: 0,
-            time: now(),
-            kind: EventKind::Volume,
-            action: action.to_owned(),
-            actor: volume.name.clone(),
-            attributes: [("driver".to_owned(), "local".to_owned())].into(),
-        })
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod disk;
 pub mod extents;
+mod limits;
 
 use std::fs::File;
 use std::io;
@@ -21,12 +22,12 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use self::disk::Disk;
 use self::extents::{Extent, ExtentError, ExtentMap};
+use self::limits::Limits;
 use super::command::{Command, CommandError, Counter};
-use super::limiter::Throttle;
 use super::serve::serve;
 use super::wake::Wake;
 use super::{DeviceError, Interrupt, Io, VirtioDevice, read_config_bytes, stateless};
-use crate::config::{DiskConfig, RateLimit, SECTOR_SIZE};
+use crate::config::{DiskConfig, SECTOR_SIZE};
 use crate::control;
 
 /// Size of the request queue.
@@ -91,7 +92,7 @@ pub enum BlockError {
 pub struct Block {
     name: String,
     disk: Disk,
-    throttle: Throttle,
+    limits: Limits,
     config: [u8; CONFIG_BYTES],
     wake: Wake,
     requests: u64,
@@ -109,8 +110,8 @@ impl Block {
         let config = config_space(map.size() / SECTOR_SIZE);
         let name = format!("block{index}");
         let disk = Disk { id: name.clone(), map, read_only, write_through: false };
-        let throttle = Throttle::new(&RateLimit::default());
-        Ok(Self { name, disk, throttle, config, wake, requests: 0, bytes: 0 })
+        let limits = Limits::none();
+        Ok(Self { name, disk, limits, config, wake, requests: 0, bytes: 0 })
     }
 
     /// Makes the device from its configuration; `files` are all descriptors that came with it, by index.
@@ -128,7 +129,7 @@ impl Block {
             Ok(Extent { file: Arc::clone(file), offset: extent.offset, length: extent.length })
         });
         let mut block = Self::new(index, extents.collect::<Result<_, BlockError>>()?, disk.read_only)?;
-        block.throttle = Throttle::new(&disk.limit);
+        block.limits = Limits::new(disk);
         Ok(block)
     }
 }
@@ -193,8 +194,8 @@ impl VirtioDevice for Block {
     }
 
     fn queue_event(&mut self, index: usize, io: &mut Io<'_>) -> Result<(), DeviceError> {
-        let Self { disk, throttle, wake, requests, bytes, .. } = self;
-        serve(index, io, wake, Some(throttle), |memory, request| {
+        let Self { disk, limits, wake, requests, bytes, .. } = self;
+        serve(index, io, wake, Some(limits), |memory, request| {
             let served = disk.execute(memory, request)?;
             *requests += 1;
             *bytes += served.moved;
@@ -228,7 +229,13 @@ impl VirtioDevice for Block {
         match command {
             Command::LimitDisk(limit) => {
                 limit.validate()?;
-                self.throttle.update(limit, &self.wake);
+                self.limits.update(limit, &self.wake);
+                Ok(())
+            }
+            Command::LimitDiskWays { read, write } => {
+                read.validate()?;
+                write.validate()?;
+                self.limits.update_ways(read, write, &self.wake);
                 Ok(())
             }
             _ => Err(CommandError::Unsupported(self.name.clone())),
@@ -236,7 +243,7 @@ impl VirtioDevice for Block {
     }
 
     fn counters(&self) -> Vec<Counter> {
-        vec![("requests", self.requests), ("bytes", self.bytes), ("throttled", self.throttle.throttled())]
+        vec![("requests", self.requests), ("bytes", self.bytes), ("throttled", self.limits.throttled())]
     }
 }
 

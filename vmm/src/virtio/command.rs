@@ -10,6 +10,13 @@ use crate::config::RateLimit;
 pub enum Command {
     /// New limits of a disk.
     LimitDisk(RateLimit),
+    /// New limits of a disk for each way.
+    LimitDiskWays {
+        /// What the guest reads.
+        read: RateLimit,
+        /// What the guest writes, discards or zeroes.
+        write: RateLimit,
+    },
     /// New limits of a network interface.
     LimitNet {
         /// What the guest receives.

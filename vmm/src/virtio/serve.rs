@@ -3,7 +3,6 @@
 use virtio_queue::{QueueOwnedT, QueueT};
 
 use super::chain::{Request, answer, next_request};
-use super::limiter::Throttle;
 use super::wake::Wake;
 use super::{DeviceError, Io};
 use crate::memory::GuestMemoryMmap;
@@ -22,6 +21,14 @@ pub struct Served {
     pub moved: u64,
 }
 
+/// What says whether a request may pass now.
+pub trait Gate {
+    /// Whether this request may. If not, `wake` is set for when it may.
+    fn ready(&mut self, memory: &GuestMemoryMmap, request: &Request, wake: &mut Wake) -> bool;
+    /// The request that was let through last has moved this many bytes.
+    fn spend(&mut self, bytes: u64);
+}
+
 /// Serves queue `index` until it is empty, the bound is reached or the limit says no; in the latter two cases sets `wake`, which
 /// the event loop watches: other devices and the control socket get their turn, and a limited queue goes on in time.
 ///
@@ -31,7 +38,7 @@ pub fn serve(
     index: usize,
     io: &mut Io<'_>,
     wake: &mut Wake,
-    mut limit: Option<&mut Throttle>,
+    mut limit: Option<&mut dyn Gate>,
     mut execute: impl FnMut(&GuestMemoryMmap, &Request) -> Result<Served, DeviceError>,
 ) -> Result<(), DeviceError> {
     let memory = io.memory;
@@ -42,7 +49,7 @@ pub fn serve(
     queue.disable_notification(memory)?;
     let exhausted = 'serving: loop {
         while let Some(request) = next_request(queue, memory)? {
-            if limit.as_mut().is_some_and(|limit| !limit.ready(wake)) {
+            if limit.as_mut().is_some_and(|limit| !limit.ready(memory, &request, wake)) {
                 queue.go_to_previous_position();
                 // Notifications stay off: the timer brings us back, and until then they would be for nothing.
                 break 'serving false;

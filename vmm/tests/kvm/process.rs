@@ -67,6 +67,8 @@ impl Setup {
             read_only: false,
             extents: vec![ExtentConfig { file: Fd(3), offset: 0, length }],
             limit: RateLimit::default(),
+            read: RateLimit::default(),
+            write: RateLimit::default(),
         });
         let config = MachineConfig {
             accelerator: Accelerator::Kvm,

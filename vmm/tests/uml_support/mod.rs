@@ -182,7 +182,13 @@ impl Setup {
         let disks = self.disk.as_ref().map(|(file, length, read_only)| {
             descriptors.push(file.as_fd());
             let extents = vec![ExtentConfig { file: Fd(3), offset: 0, length: *length }];
-            DiskConfig { read_only: *read_only, extents, limit: self.limit }
+            DiskConfig {
+                read_only: *read_only,
+                extents,
+                limit: self.limit,
+                read: RateLimit::default(),
+                write: RateLimit::default(),
+            }
         });
         let listener = self.listen.then(|| {
             let directory = tempfile::tempdir().unwrap();

@@ -2,11 +2,14 @@
 //! their root, so that no path and no link leads to the guest's own.
 
 mod changes;
+mod fill;
 mod get;
 mod path;
 mod put;
 mod tar;
 mod tree;
+
+pub(crate) use fill::fill;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read};
@@ -46,7 +49,7 @@ pub(crate) fn put(
     from: File,
 ) -> Result<Answer, Failure> {
     enter_view(prepared)?;
-    put::unpack(request, pending.chain(from)).map(|()| Answer::Done)
+    put::unpack(put::Target::Container(request), pending.chain(from)).map(|()| Answer::Done)
 }
 
 /// Sends an archive of the whole root file system.

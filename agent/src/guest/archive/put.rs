@@ -27,22 +27,39 @@ const MAX_TRAILER: u64 = 16 << 20;
 /// Most directories whose times are set once everything is in them.
 const MAX_DIRECTORIES: usize = 262_144;
 
+/// Where an archive goes, with this process's root.
+#[derive(Clone, Copy)]
+pub(super) enum Target<'a> {
+    /// A directory of the container, which stays as it is but for what comes into it.
+    Container(&'a ArchivePut),
+    /// A volume, which becomes what the archive's own directory was. It takes no device nodes: they are passed over.
+    Volume {
+        /// As of [`ArchivePut::owner`].
+        owner: Option<&'a str>,
+    },
+}
+
 /// Unpacks; what was unpacked before a failure stays.
-pub(super) fn unpack(request: &ArchivePut, from: impl Read) -> Result<(), Failure> {
-    let wanted = Wanted::new(&request.path)?;
+pub(super) fn unpack(target: Target<'_>, from: impl Read) -> Result<(), Failure> {
+    let (path, owner, keep_kinds, volume) = match target {
+        Target::Container(put) => {
+            (put.path.as_str(), put.owner.as_deref(), put.no_overwrite_dir_non_dir, false)
+        }
+        Target::Volume { owner } => ("/", owner, false, true),
+    };
+    let wanted = Wanted::new(path)?;
     let metadata = fs::metadata(&wanted.path).map_err(failed)?;
     if !metadata.is_dir() {
         let text = format!("{}: not a directory", wanted.path.display());
         return Err(Failure::new(FailureKind::NotADirectory, text));
     }
-    let owner = match request.owner.as_deref().map(|o| user::resolve(o, &[])).transpose() {
+    let owner = match owner.map(|o| user::resolve(o, &[])).transpose() {
         Ok(identity) => identity.map(|i| (i.uid, i.gid)),
         Err(why) => return Err(Failure::new(FailureKind::Other, why)),
     };
     chdir(&wanted.path).map_err(|e| failed(e.into()))?;
     umask(Mode::empty());
-    let mut unpacker =
-        Unpacker { owner, keep_kinds: request.no_overwrite_dir_non_dir, directories: BTreeMap::new() };
+    let mut unpacker = Unpacker { owner, keep_kinds, volume, directories: BTreeMap::new() };
     let mut archive = Reader::new(from);
     while let Some(entry) = archive.next_entry().map_err(damaged)? {
         unpacker.add(&entry, &mut archive)?;
@@ -60,6 +77,7 @@ fn damaged(error: io::Error) -> Failure {
 struct Unpacker {
     owner: Option<(u32, u32)>,
     keep_kinds: bool,
+    volume: bool,
     /// Directories whose times are still to be set.
     directories: BTreeMap<PathBuf, TimeSpec>,
 }
@@ -67,6 +85,9 @@ struct Unpacker {
 impl Unpacker {
     fn add<R: Read>(&mut self, entry: &Entry, archive: &mut Reader<R>) -> Result<(), Failure> {
         let path = inside(&entry.path)?;
+        if self.volume && matches!(entry.kind, Kind::CharDevice | Kind::BlockDevice) {
+            return Ok(());
+        }
         self.make_room(&path, entry.kind)?;
         match self.create(&path, entry, archive) {
             Ok(()) => Ok(()),
@@ -100,7 +121,7 @@ impl Unpacker {
     }
 
     fn create<R: Read>(&mut self, path: &Path, entry: &Entry, archive: &mut Reader<R>) -> io::Result<()> {
-        if path == Path::new(".") {
+        if path == Path::new(".") && !self.volume {
             // The directory itself is the container's.
             return if entry.kind == Kind::Directory { Ok(()) } else { Err(Errno::EISDIR.into()) };
         }

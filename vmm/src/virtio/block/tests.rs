@@ -7,7 +7,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::extents::Extent;
 use super::*;
-use crate::config::{Bucket, ExtentConfig, Fd};
+use crate::config::{Bucket, ExtentConfig, Fd, RateLimit};
 use crate::virtio::testing::{Driver, END, INDIRECT, NEXT, SEAM, SIZE, WRITE, rings_within};
 
 const HEADER: u64 = 0x4000;
@@ -300,6 +300,35 @@ fn a_busy_queue_yields_and_asks_to_be_called_again() {
 }
 
 #[test]
+fn each_way_has_limits_of_its_own() {
+    let a = file(&[0; 4096]);
+    let mut block = block(&[(&a, 0, 4096)], false);
+    let few = RateLimit { bytes: None, operations: Some(Bucket { per_second: 1, burst: 2 }) };
+    let free = RateLimit::default();
+    let mut driver = Driver::new();
+    for (kind, flags) in [(0, NEXT | WRITE), (1, NEXT)] {
+        header(&driver, kind, 0);
+        driver.descriptor(0, (HEADER, 16, NEXT, 1));
+        driver.descriptor(1, (DATA, 512, flags, 2));
+        driver.descriptor(2, (STATUS, 1, WRITE, 0));
+        for limited in [0, 1] {
+            let (read, write) = if limited == 0 { (few, free) } else { (free, few) };
+            block.command(&Command::LimitDiskWays { read: free, write: free }, &driver.interrupts).unwrap();
+            block.command(&Command::LimitDiskWays { read, write }, &driver.interrupts).unwrap();
+            for _ in 0..4 {
+                driver.offer(0);
+            }
+            driver.notify(&mut block).unwrap();
+            let served = std::iter::from_fn(|| driver.used()).count();
+            assert_eq!(served, if kind == limited { 2 } else { 4 }, "kind {kind}, limited {limited}");
+            block.command(&Command::LimitDiskWays { read: free, write: free }, &driver.interrupts).unwrap();
+            driver.host_event(&mut block).unwrap();
+            assert_eq!(served + std::iter::from_fn(|| driver.used()).count(), 4);
+        }
+    }
+}
+
+#[test]
 fn a_limited_disk_goes_on_by_its_timer_and_at_once_when_the_limit_is_lifted() {
     let a = file(&[0; 4096]);
     let mut block = block(&[(&a, 0, 4096)], false);
@@ -331,6 +360,9 @@ fn a_limited_disk_goes_on_by_its_timer_and_at_once_when_the_limit_is_lifted() {
     }
     assert!(turns <= 8, "{turns} turns for {total} requests");
     block.command(&limit(0), &driver.interrupts).unwrap_err();
+    let none = RateLimit::default();
+    let zero = RateLimit { bytes: None, operations: Some(Bucket { per_second: 0, burst: 1 }) };
+    block.command(&Command::LimitDiskWays { read: none, write: zero }, &driver.interrupts).unwrap_err();
     block.command(&Command::SetLink { up: true }, &driver.interrupts).unwrap_err();
     block.command(&Command::LimitDisk(RateLimit::default()), &driver.interrupts).unwrap();
     assert!(rings_within(&block, 0));
@@ -358,7 +390,13 @@ fn descriptors_must_allow_what_the_disk_does_and_no_more() {
         (&write, false, false),
     ] {
         let extent = ExtentConfig { file: Fd(0), offset: 0, length: 512 };
-        let disk = DiskConfig { read_only, extents: vec![extent], limit: RateLimit::default() };
+        let disk = DiskConfig {
+            read_only,
+            extents: vec![extent],
+            limit: RateLimit::default(),
+            read: RateLimit::default(),
+            write: RateLimit::default(),
+        };
         let made = Block::from_config(3, &disk, std::slice::from_ref(file));
         assert_eq!(made.is_ok(), allowed, "{file:?} read-only {read_only}");
         if let Err(error) = made {
