@@ -6,6 +6,11 @@ use std::process;
 /// Exit code of a program that SIGPIPE killed.
 const BROKEN_PIPE: i32 = 128 + 13;
 
+/// A text that came from elsewhere, without what would move a terminal's cursor or do worse.
+pub fn plain(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
+}
+
 /// Writes a line.
 pub fn line(text: &str) {
     write(format!("{text}\n").as_bytes());

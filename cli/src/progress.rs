@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use serde_json::Value;
 
+use crate::output::plain;
 use crate::table::shorten;
 use crate::terminal;
 
@@ -131,11 +132,6 @@ fn four_digits(number: f64) -> String {
     };
     let text = format!("{number:.decimals$}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
-/// A server's words without what would move the cursor.
-fn plain(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).collect()
 }
 
 #[cfg(test)]

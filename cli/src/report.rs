@@ -6,13 +6,14 @@ use clap::error::ErrorKind;
 use engine::error::EXIT_ENGINE;
 
 use crate::failure::Failure;
+use crate::output::plain;
 
 /// Prints an error and returns its exit code.
 pub fn error(error: &Failure) -> u8 {
     if let Some(console) = error.console() {
         eprintln!("--- the guest's last console lines");
         for line in console.lines() {
-            eprintln!("    {line}");
+            eprintln!("    {}", plain(line));
         }
         eprintln!("---");
     }
@@ -43,7 +44,7 @@ pub fn usage(error: &clap::Error) -> ExitCode {
 
 /// Prints three lines about something that a person should know.
 pub fn three_lines(what: &str, why: &str, next: &str) {
-    eprintln!("bulkhead: {what}");
-    eprintln!("why: {why}");
-    eprintln!("next: {next}");
+    eprintln!("bulkhead: {}", plain(what));
+    eprintln!("why: {}", plain(why));
+    eprintln!("next: {}", plain(next));
 }

@@ -1,17 +1,21 @@
 //! Columns of text, as wide as their widest cell.
 
+use crate::output::plain;
+
 /// Spaces between columns.
 const GAP: usize = 3;
 
-/// Lays rows out; the first is the heading. The last column is as it is.
+/// Lays rows out; the first is the heading. Names and commands may be anybody's: control characters are left out.
 pub fn lay_out(rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| plain(cell)).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
             line.push_str(&format!("{cell:<width$}", width = width + GAP));
@@ -45,6 +49,7 @@ mod tests {
         let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
         let text = lay_out(&[row(["ID", "NAME", "X"]), row(["1234", "é", ""]), row(["1", "long name", "y"])]);
         assert_eq!(text, "ID     NAME        X\n1234   é\n1      long name   y\n");
+        assert_eq!(lay_out(&[vec!["\u{1b}[2Jx\u{7}".to_owned()]]), "[2Jx\n");
         assert_eq!(lay_out(&[]), "");
     }
 
