@@ -19,7 +19,7 @@ fn load(setup: &Setup, big: bool) {
     for name in ["sh", "cat", "echo", "ls", "true", "stat", "rm", "sleep", "find", "sync"] {
         tar.symlink(&format!("bin/{name}"), "busybox");
     }
-    let of = |uid, mode| Meta { uid, gid: uid + 1, mode, mtime: 1_000_000_000, ..META };
+    let of = |uid, mode| Meta { uid, gid: uid + 1, mode, mtime: 1_000_000_000 };
     tar.raw(b'5', "seed/", "", &of(70, 0o1770), 0);
     tar.raw(b'5', "seed/dir/", "", &of(0, 0o755), 0);
     tar.pax(&[("SCHILY.xattr.user.note", b"kept")]);
