@@ -315,15 +315,20 @@ fn each_way_has_limits_of_its_own() {
             let (read, write) = if limited == 0 { (few, free) } else { (free, few) };
             block.command(&Command::LimitDiskWays { read: free, write: free }, &driver.interrupts).unwrap();
             block.command(&Command::LimitDiskWays { read, write }, &driver.interrupts).unwrap();
-            for _ in 0..4 {
+            for _ in 0..6 {
                 driver.offer(0);
             }
             driver.notify(&mut block).unwrap();
             let served = std::iter::from_fn(|| driver.used()).count();
-            assert_eq!(served, if kind == limited { 2 } else { 4 }, "kind {kind}, limited {limited}");
+            // The burst, and what time has brought since.
+            let some = (2..6).contains(&served);
+            assert!(
+                if kind == limited { some } else { served == 6 },
+                "{served}: kind {kind}, limited {limited}"
+            );
             block.command(&Command::LimitDiskWays { read: free, write: free }, &driver.interrupts).unwrap();
             driver.host_event(&mut block).unwrap();
-            assert_eq!(served + std::iter::from_fn(|| driver.used()).count(), 4);
+            assert_eq!(served + std::iter::from_fn(|| driver.used()).count(), 6);
         }
     }
 }
