@@ -37,7 +37,12 @@ impl From<Verbosity> for LevelFilter {
 
 /// Begins to log. What is said before is lost.
 pub fn begin(format: Format, verbosity: Verbosity) {
-    let lines = fmt().with_writer(io::stderr).with_ansi(false).with_max_level(LevelFilter::from(verbosity));
+    let lines = fmt()
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        // Else a log on a full disk would end whatever wanted to say something.
+        .log_internal_errors(false)
+        .with_max_level(LevelFilter::from(verbosity));
     match format {
         Format::Text => lines.init(),
         Format::Json => lines.json().flatten_event(true).with_current_span(false).init(),

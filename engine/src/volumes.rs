@@ -45,7 +45,7 @@ pub(crate) fn remove_anonymous(database: &Database, paths: &Paths, container: &C
         }
         match remove(database, paths, &mount.source) {
             Ok(()) | Err(EngineError::VolumeInUse { .. } | EngineError::NoVolume(_)) => {}
-            Err(error) => eprintln!("the volume {} cannot be removed: {error}", mount.source),
+            Err(error) => tracing::error!(%error, volume = mount.source, "a volume cannot be removed"),
         }
     }
 }

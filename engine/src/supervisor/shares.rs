@@ -130,7 +130,7 @@ impl Server {
             let words = String::from_utf8_lossy(&words);
             let words = words.trim().trim_start_matches("bulkhead-fs: ");
             let why = if words.is_empty() { ended } else { words.to_owned() };
-            eprintln!("sharing {name}: {why}");
+            tracing::error!(folder = name, why, "the file server of a shared folder failed");
             *told.borrow_mut() = Some(why);
         });
         Self { source, failed, task }

@@ -4,7 +4,9 @@
 
 mod copy_up;
 mod deaths;
+mod limits;
 mod mounts;
+mod posix;
 
 use std::fs;
 use std::path::{Path, PathBuf};
