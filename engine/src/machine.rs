@@ -13,8 +13,8 @@ use agent::protocol::{CONTROL_PORT, ShutdownMethod};
 use image_unpack::RootfsDisk;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm::config::{
-    Accelerator, Bucket, DiskConfig, ExtentConfig, Fd, HostConfig, MAX_BUCKET, MachineConfig, NetBackend, NetConfig, RateLimit,
-    SECTOR_SIZE, ShareConfig, VsockConfig, VsockPort,
+    Accelerator, Bucket, DiskConfig, ExtentConfig, Fd, HostConfig, MAX_BUCKET, MachineConfig, NetBackend,
+    NetConfig, RateLimit, SECTOR_SIZE, ShareConfig, VsockConfig, VsockPort,
 };
 use vmm::control::{Answer, Client, ControlSocket, Event, ExitReason, ExitReport, Message, Request};
 use vmm::virtio::command::Command as DeviceCommand;

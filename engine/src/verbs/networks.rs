@@ -7,7 +7,7 @@ use bulkhead_net::protocol::Report;
 use nix::fcntl::FlockArg;
 
 use crate::directory::lock_file;
-use crate::model::{Endpoint, Event, EventKind, Network, Subnet, now};
+use crate::model::{Container, Endpoint, Event, EventKind, Network, Status, Subnet, now};
 use crate::network::addresses::Range;
 use crate::network::rules;
 use crate::supervisor::wire::{Ask, Reply};
@@ -185,7 +185,7 @@ impl Engine {
             config.endpoints.insert(network.name.clone(), endpoint);
             Ok(())
         })?;
-        if container.state.status.is_running() {
+        if has_machine(&container) {
             let ask = Ask::Connect { network: network.name.clone() };
             if let Err(error) = self.ask_running(&container.id, &ask).await {
                 self.database().change_config(&container.id, |config| {
@@ -204,7 +204,7 @@ impl Engine {
     /// It is not attached.
     pub async fn disconnect(&self, network: &str, container: &str, force: bool) -> Result<(), EngineError> {
         let (network, container) = (self.network(network)?, self.container(container)?);
-        if container.state.status.is_running() && container.config.endpoints.contains_key(&network.name) {
+        if has_machine(&container) && container.config.endpoints.contains_key(&network.name) {
             let ask = Ask::Disconnect { network: network.name.clone() };
             self.ask_running(&container.id, &ask).await?;
         }
@@ -262,6 +262,11 @@ pub(crate) fn all_networks(database: &Database) -> Result<Vec<Network>, EngineEr
 /// The network that containers are in if nothing else is said.
 pub(crate) fn default_network() -> Network {
     always("bridge", "bridge")
+}
+
+/// Whether a container has a machine now: one that waits to be started again has none.
+fn has_machine(container: &Container) -> bool {
+    matches!(container.state.status, Status::Running | Status::Paused)
 }
 
 /// A network that is always there; its id is made of its name, so that it is the same everywhere.

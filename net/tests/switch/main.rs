@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
 
 mod attacks;
+mod gateway;
 mod jail;
 mod noise;
 mod site;

@@ -54,6 +54,20 @@ impl Site {
         found[0]
     }
 
+    /// What the switches of a running container's networks counted.
+    fn counts(&self, container: &str) -> serde_json::Value {
+        let mut connection = std::os::unix::net::UnixStream::connect(self.daemon.socket()).unwrap();
+        let request = format!(
+            "GET /bulkhead/v1/containers/{container}/networks HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        );
+        std::io::Write::write_all(&mut connection, request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        std::io::Read::read_to_string(&mut connection, &mut answer).unwrap();
+        let body = &answer[answer.find("\r\n\r\n").unwrap()..];
+        let (start, end) = (body.find('[').unwrap(), body.rfind(']').unwrap());
+        serde_json::from_str(&body[start..=end]).unwrap_or_else(|error| panic!("{error}: {answer}"))
+    }
+
     /// What the switch of a network has logged.
     fn log(&self, network: &str) -> String {
         let id = self.daemon.ok(&["network", "inspect", "-f", "{{.Id}}", network]);

@@ -104,6 +104,18 @@ fn walls_stand_and_rules_hold() {
     );
     assert_eq!(both, "yes", "after the answer, its address is open");
 
+    // Refusals are counted, and told.
+    let _ = site.daemon.ok(&["run", "-d", "--name", "counted", "--label", &none, "busybox", "sleep", "1000"]);
+    let _ = site
+        .exec("counted", "nc -w 5 198.51.100.2 7000; nc -w 5 127.0.0.2 7000; nc -w 5 169.254.169.254 7000");
+    let counts = site.counts("counted");
+    assert_eq!(counts[0]["network"], "bridge", "{counts}");
+    assert_eq!(
+        (&counts[0]["refused"]["rule"], &counts[0]["refused"]["metadata"]),
+        (&1.into(), &1.into()),
+        "{counts}"
+    );
+
     // Rules of a network hold for all of its containers, beside their own; an internal one has no way out at all.
     let _ = site.daemon.ok(&["network", "create", "--label", &with("deny=203.0.113.0/24"), "ruled"]);
     assert!(
