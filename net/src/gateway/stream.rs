@@ -164,8 +164,8 @@ impl Stream {
             let time = stack.time(now);
             stack.interface.poll(time, &mut wire, &mut stack.sockets);
             let before = moved;
-            moved += self.to_host();
-            moved += self.to_guest();
+            moved += self.feed_host();
+            moved += self.feed_guest();
             let Some(stack) = &mut self.stack else { return Turn::Rests };
             let state = stack.sockets.get_mut::<Socket<'_>>(stack.handle).state();
             if moved == before || state == State::Closed {
@@ -194,7 +194,7 @@ impl Stream {
         Turn::Rests
     }
 
-    fn to_host(&mut self) -> usize {
+    fn feed_host(&mut self) -> usize {
         let Some(stack) = &mut self.stack else { return 0 };
         let socket = stack.sockets.get_mut::<Socket<'_>>(stack.handle);
         let mut moved = 0;
@@ -225,7 +225,7 @@ impl Stream {
         moved
     }
 
-    fn to_guest(&mut self) -> usize {
+    fn feed_guest(&mut self) -> usize {
         let Some(stack) = &mut self.stack else { return 0 };
         let socket = stack.sockets.get_mut::<Socket<'_>>(stack.handle);
         let mut moved = 0;

@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 
 use super::Switch;
 use crate::egress::Protocol;
-use crate::frame::{Echo, IPV4, IPV6, Packet, echo_reply, udp_packet, unreachable};
+use crate::frame::{Echo, Packet, echo_reply, udp_packet, unreachable};
 use crate::gateway::FlowKey;
 use crate::gateway::datagrams::{Datagrams, QUOTE, Via, give, open, take};
 use crate::reactor::{Kind, Token};
@@ -33,7 +33,7 @@ impl Switch {
         let id = self.number();
         self.reactor.watch(&socket, Token { kind: Kind::Datagrams, id }).map_err(|_| Reason::Unable)?;
         self.add_datagrams(id, key, Via::Own(socket));
-        self.from_guest_datagram(id, packet)
+        self.take_datagram(id, packet)
     }
 
     /// Takes a flow in.
@@ -71,7 +71,7 @@ impl Switch {
     }
 
     /// A datagram of the guest's.
-    pub(super) fn from_guest_datagram(&mut self, id: u64, packet: &Packet<'_>) -> Result<(), Reason> {
+    pub(super) fn take_datagram(&mut self, id: u64, packet: &Packet<'_>) -> Result<(), Reason> {
         let Some(flow) = self.datagrams.get_mut(&id) else { return Ok(()) };
         flow.last = Instant::now();
         flow.quote.clear();
@@ -120,7 +120,7 @@ impl Switch {
                 Ok(Some(length)) => {
                     (flow.last, flow.answered) = (Instant::now(), true);
                     let key = flow.key;
-                    self.to_guest(&key, buffer.get(..length).unwrap_or_default());
+                    self.give_datagram(&key, buffer.get(..length).unwrap_or_default());
                 }
                 Ok(None) => break,
                 Err(error) => self.tell_unreachable(id, &error),
@@ -130,7 +130,7 @@ impl Switch {
     }
 
     /// Gives a container what a flow's other side said.
-    pub(super) fn to_guest(&mut self, key: &FlowKey, data: &[u8]) {
+    pub(super) fn give_datagram(&mut self, key: &FlowKey, data: &[u8]) {
         let packet = match key.protocol {
             Protocol::Udp => udp_packet(key.remote, key.guest, data),
             _ => echo_of(key, data),
@@ -147,12 +147,10 @@ impl Switch {
         let (member, quote) = (flow.key.member, flow.quote.clone());
         let gateway = self.gateway(flow.key.guest.is_ipv6());
         // A quote is only a beginning, which no longer reads as a packet.
-        let kind = if flow.key.guest.is_ipv4() { IPV4 } else { IPV6 };
         let port = error.kind() == std::io::ErrorKind::ConnectionRefused;
         let (source, destination) = (flow.key.guest.ip(), flow.key.remote.ip());
         let packet =
             Packet { source, destination, protocol: 0, fragment: false, bytes: &quote, payload: &[] };
-        debug_assert!(kind == IPV4 || kind == IPV6);
         self.deliver(member, gateway.and_then(|gateway| unreachable(gateway, &packet, port)));
     }
 }

@@ -41,7 +41,7 @@ impl Switch {
                 Received::Frame(length) => {
                     member.sent += 1;
                     let frame = buffer.get(..length).unwrap_or_default();
-                    if let Err(reason) = self.from_guest(id, frame) {
+                    if let Err(reason) = self.take_frame(id, frame) {
                         self.count(id, reason);
                     }
                 }
@@ -60,7 +60,7 @@ impl Switch {
     }
 
     /// One frame of a container's.
-    fn from_guest(&mut self, id: u64, bytes: &[u8]) -> Result<(), Reason> {
+    fn take_frame(&mut self, id: u64, bytes: &[u8]) -> Result<(), Reason> {
         let (Some(member), Some(net)) = (self.members.get(&id), &self.network) else { return Ok(()) };
         if bytes.len() > usize::from(net.said.mtu) + ETHERNET_BYTES + TAG {
             return Err(Reason::TooLong);
@@ -91,12 +91,12 @@ impl Switch {
             return Err(Reason::ForeignAddress);
         }
         if frame.to == GATEWAY_MAC {
-            return self.to_gateway(id, &packet);
+            return self.take_packet(id, &packet);
         }
-        self.to_member(&frame, &packet)
+        self.pass_on(&frame, &packet)
     }
 
-    fn to_member(&mut self, frame: &Frame<'_>, packet: &Packet<'_>) -> Result<(), Reason> {
+    fn pass_on(&mut self, frame: &Frame<'_>, packet: &Packet<'_>) -> Result<(), Reason> {
         let other = self.by_mac.get(&frame.to).and_then(|other| self.members.get_mut(other));
         let other = other.filter(|other| other.has(packet.destination)).ok_or(Reason::NoMember)?;
         // Redirects: nobody here knows a better way.

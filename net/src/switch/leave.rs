@@ -11,7 +11,7 @@ use crate::reason::Reason;
 
 impl Switch {
     /// A packet that a container sent to the gateway's hardware address; its source is the container's own.
-    pub(super) fn to_gateway(&mut self, id: u64, packet: &Packet<'_>) -> Result<(), Reason> {
+    pub(super) fn take_packet(&mut self, id: u64, packet: &Packet<'_>) -> Result<(), Reason> {
         if packet.fragment {
             return Err(Reason::Fragment);
         }
@@ -23,7 +23,7 @@ impl Switch {
             return self.of_flow(flow, packet);
         }
         if own {
-            return self.to_services(id, packet);
+            return self.serve_own(id, packet);
         }
         let Some(key) = key else { return self.refuse(id, packet, Reason::Protocol) };
         // A segment of a flow that is no more.
@@ -64,11 +64,11 @@ impl Switch {
             self.turn(flow, Instant::now());
             return if taken { Ok(()) } else { Err(Reason::Full) };
         }
-        self.from_guest_datagram(flow, packet)
+        self.take_datagram(flow, packet)
     }
 
     /// The gateway's own services: names, and being there.
-    fn to_services(&mut self, id: u64, packet: &Packet<'_>) -> Result<(), Reason> {
+    fn serve_own(&mut self, id: u64, packet: &Packet<'_>) -> Result<(), Reason> {
         if let Some(echo) = packet.echo() {
             self.deliver(id, echo_reply(packet.destination, packet.source, &echo));
             return Ok(());

@@ -105,7 +105,7 @@ impl Switch {
             Ok((length, client)) => {
                 if let Some(client) = client.as_ref().and_then(address) {
                     let data = buffer.get(..length).unwrap_or_default();
-                    self.from_client(id, member, client, to, data);
+                    self.hear_client(id, member, client, to, data);
                 }
                 true
             }
@@ -118,7 +118,7 @@ impl Switch {
         more
     }
 
-    fn from_client(&mut self, id: u64, member: u64, client: SocketAddr, to: u16, data: &[u8]) {
+    fn hear_client(&mut self, id: u64, member: u64, client: SocketAddr, to: u16, data: &[u8]) {
         let known = self.published.get(&id).and_then(|port| port.clients.get(&client).copied());
         let key = match known.and_then(|flow| self.datagrams.get_mut(&flow)) {
             Some(flow) => {
@@ -136,7 +136,7 @@ impl Switch {
                 key
             }
         };
-        self.to_guest(&key, data);
+        self.give_datagram(&key, data);
     }
 
     /// The key of a flow from a client: under the client's own address, if the container can answer there; else under the gateway's.

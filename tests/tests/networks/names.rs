@@ -37,12 +37,12 @@ fn containers_of_one_network_find_each_other_by_name() {
     let back = site.run(&["--network", "front"], &format!("nslookup {web} | grep -o 'name = .*'"));
     assert_eq!(back, "name = web");
     // Nobody outside knows them, neither by name nor by address.
-    let said = site.run(&[], &format!("nslookup web >/dev/null 2>&1 || echo no name; timeout 10 wget -qO- http://{web}/ 2>&1 || echo no way"));
+    let said = site.run(&[], &format!("nslookup web. >/dev/null 2>&1 || echo no name; timeout 10 wget -qO- http://{web}/ 2>&1 || echo no way"));
     assert!(said.starts_with("no name\n") && said.ends_with("no way"), "{said}");
-    let said = site.run(&["--network", "front"], &format!("timeout 10 wget -qO- http://{db}/ 2>&1 || echo no way; nslookup db >/dev/null 2>&1 || echo no name"));
+    let said = site.run(&["--network", "front"], &format!("timeout 10 wget -qO- http://{db}/ 2>&1 || echo no way; nslookup db. >/dev/null 2>&1 || echo no name"));
     assert!(said.ends_with("no way\nno name"), "{said}");
     // As with Docker, the default network has no names.
-    let said = site.run(&[], "nslookup plain >/dev/null 2>&1 || echo no name");
+    let said = site.run(&[], "nslookup plain. >/dev/null 2>&1 || echo no name");
     assert_eq!(said, "no name");
 
     // One container in both knows the names of both.
@@ -52,7 +52,7 @@ fn containers_of_one_network_find_each_other_by_name() {
     for (name, page) in [("web", "this is web"), ("db", "this is db")] {
         assert_eq!(site.exec("both", &format!("NAME={name}; {GET}")), (0, page.to_owned()));
     }
-    assert_eq!(site.run(&["--network", "back"], "nslookup middle | grep -c Address"), "2");
+    assert_eq!(site.run(&["--network", "back"], "nslookup middle. | grep -c Address"), "2");
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn a_running_container_comes_and_goes() {
     serve(&site, "db", &["--network", "back"]);
     let get = || fetch("127.0.0.1:8080".parse().unwrap());
     assert_eq!(get(), "this is web");
-    assert_eq!(site.exec("web", "nslookup db >/dev/null 2>&1 || echo no name").1, "no name");
+    assert_eq!(site.exec("web", "nslookup db. >/dev/null 2>&1 || echo no name").1, "no name");
 
     let _ = site.daemon.ok(&["network", "connect", "--alias", "later", "back", "web"]);
     assert_eq!(
@@ -161,7 +161,7 @@ fn networks_with_ipv6_have_it_everywhere() {
         "(echo six; sleep 1) | nc 2001:db8:1::2 7000; ping -6 -c 1 -W 5 2001:db8:1::2 | grep -c ttl",
     );
     assert_eq!(said, "six\n1");
-    assert!(site.run(&["--network", "six"], "nslookup web").contains("fd00:8::2"));
+    assert!(site.run(&["--network", "six"], "nslookup web.").contains("fd00:8::2"));
     assert_eq!(site.world.inside(|| fetch("[2001:db8:1::1]:8080".parse().unwrap())), "this is web");
     // One that is found for it.
     let _ = site.daemon.ok(&["network", "create", "--ipv6", "found"]);

@@ -37,7 +37,7 @@ pub(super) struct Work {
 }
 
 /// What a link is asked.
-enum Request {
+pub(super) enum Request {
     /// The addresses of a name in its network.
     Find(String, oneshot::Sender<Vec<IpAddr>>),
     /// What was counted.
@@ -45,10 +45,7 @@ enum Request {
 }
 
 /// The links of a container, so that they find each other.
-pub(super) type Peers = Rc<RefCell<HashMap<String, mpsc::UnboundedSender<Request2>>>>;
-/// A request, opaque outside.
-pub(super) struct Request2(Request);
-
+pub(super) type Peers = Rc<RefCell<HashMap<String, mpsc::UnboundedSender<Request>>>>;
 /// A link. It is cut when this is dropped.
 pub(super) struct Link {
     key: String,
@@ -95,7 +92,7 @@ impl Link {
 pub(super) async fn report(peers: &Peers, key: &str) -> Option<Report> {
     let sender = peers.borrow().get(key).cloned()?;
     let (answer, answered) = oneshot::channel();
-    sender.send(Request2(Request::Report(answer))).ok()?;
+    sender.send(Request::Report(answer)).ok()?;
     tokio::time::timeout(PATIENCE, answered).await.ok()?.ok()
 }
 
@@ -109,7 +106,7 @@ struct Worker {
     peers: Peers,
 }
 
-type Requests = mpsc::UnboundedReceiver<Request2>;
+type Requests = mpsc::UnboundedReceiver<Request>;
 
 impl Worker {
     async fn run(self, mut requests: Requests, told: oneshot::Sender<Result<(), EngineError>>) {
@@ -209,11 +206,11 @@ impl Worker {
                 request = requests.recv() => {
                     let ask = match request {
                         None => return,
-                        Some(Request2(Request::Report(asker))) => {
+                        Some(Request::Report(asker)) => {
                             reports.push_back(asker);
                             Ask::Report
                         }
-                        Some(Request2(Request::Find(name, asker))) => {
+                        Some(Request::Find(name, asker)) => {
                             next = next.wrapping_add(1);
                             waiting.retain(|_, asker| !asker.is_closed());
                             waiting.insert(next, asker);
@@ -234,7 +231,7 @@ async fn ask_others(peers: &Peers, own: &str, name: &str) -> Vec<IpAddr> {
     let mut asked = Vec::new();
     for (key, peer) in peers.borrow().iter().filter(|(key, _)| *key != own) {
         let (answer, answered) = oneshot::channel();
-        if peer.send(Request2(Request::Find(name.to_owned(), answer))).is_ok() {
+        if peer.send(Request::Find(name.to_owned(), answer)).is_ok() {
             asked.push((key.clone(), answered));
         }
     }
