@@ -30,7 +30,7 @@ impl Resolver {
             match words.next() {
                 // A link-local address has a zone behind it, and is no way out of a network.
                 Some("nameserver") => {
-                    resolver.servers.extend(words.next().and_then(|word| word.parse::<IpAddr>().ok()))
+                    resolver.servers.extend(words.next().and_then(|word| word.parse::<IpAddr>().ok()));
                 }
                 Some("search" | "domain") => resolver.search = words.map(str::to_owned).collect(),
                 _ => {}

@@ -80,7 +80,7 @@ fn options_and_broken_lengths_are_refused() {
         bytes[6] = header;
         assert_eq!(Packet::read(IPV6, &bytes), Err(Reason::Options), "{header}");
     }
-    let mut bytes = six.clone();
+    let mut bytes = six;
     bytes[6] = 44;
     bytes[40] = 43;
     assert_eq!(Packet::read(IPV6, &bytes), Err(Reason::Options), "routing behind a fragment header");
