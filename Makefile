@@ -25,7 +25,7 @@ setup-bench:
 	@scripts/apt-install.sh $(BENCH_PACKAGES)
 
 build: setup ## Build the binaries and the initramfs
-	@cargo build --release --locked --bin bulkhead --bin bulkhead-vmm --bin bulkhead-fs
+	@cargo build --release --locked --bin bulkhead --bin bulkhead-vmm --bin bulkhead-fs --bin bulkhead-net
 	@agent/build-initramfs.sh $(BIN)/initramfs.cpio
 
 kernel-uml: setup ## Build the guest kernel of the uml accelerator (cached outside the checkout)
@@ -65,6 +65,7 @@ install: build ## Install below PREFIX (default /usr/local)
 	install -D -m 755 $(BULKHEAD) $(DESTDIR)$(or $(PREFIX),/usr/local)/bin/bulkhead
 	install -D -m 755 $(BIN)/bulkhead-vmm $(DESTDIR)$(or $(PREFIX),/usr/local)/lib/bulkhead/bulkhead-vmm
 	install -D -m 755 $(BIN)/bulkhead-fs $(DESTDIR)$(or $(PREFIX),/usr/local)/lib/bulkhead/bulkhead-fs
+	install -D -m 755 $(BIN)/bulkhead-net $(DESTDIR)$(or $(PREFIX),/usr/local)/lib/bulkhead/bulkhead-net
 	install -D -m 644 $(BIN)/initramfs.cpio $(DESTDIR)$(or $(PREFIX),/usr/local)/lib/bulkhead/initramfs.cpio
 
 clean: ## Remove what was built here (not the kernel cache)

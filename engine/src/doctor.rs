@@ -200,6 +200,7 @@ fn boot(paths: &Paths, accelerator: Accelerator) -> Result<(Duration, &'static s
         writable: None,
         rates: crate::machine::DiskRates::default(),
         shares: Vec::new(),
+        nets: Vec::new(),
     };
     let start = Instant::now();
     let mut machine = Machine::start(paths, &directory.0, hardware)?;

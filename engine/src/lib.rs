@@ -19,6 +19,7 @@ pub mod image;
 pub mod machine;
 pub mod model;
 mod names;
+mod network;
 pub mod options;
 pub mod paths;
 pub mod seccomp;

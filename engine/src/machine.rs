@@ -13,8 +13,8 @@ use agent::protocol::{CONTROL_PORT, ShutdownMethod};
 use image_unpack::RootfsDisk;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm::config::{
-    Accelerator, Bucket, DiskConfig, ExtentConfig, Fd, HostConfig, MAX_BUCKET, MachineConfig, RateLimit,
-    SECTOR_SIZE, ShareConfig, VsockConfig, VsockPort,
+    Accelerator, Bucket, DiskConfig, ExtentConfig, Fd, HostConfig, MAX_BUCKET, MachineConfig, NetBackend,
+    NetConfig, RateLimit, SECTOR_SIZE, ShareConfig, VsockConfig, VsockPort,
 };
 use vmm::control::{Answer, Client, ControlSocket, Event, ExitReason, ExitReport, Message, Request};
 use vmm::virtio::command::Command as DeviceCommand;
@@ -55,6 +55,8 @@ pub struct Hardware<'a> {
     pub rates: DiskRates,
     /// Folders of the host.
     pub shares: Vec<Share>,
+    /// Network cards.
+    pub nets: Vec<NetCard>,
 }
 
 /// How much may be read from and written to a disk.
@@ -88,6 +90,20 @@ pub struct Share {
     pub tag: String,
     /// The machine's end.
     pub socket: OwnedFd,
+}
+
+/// A network card at a cable of the switch's.
+pub struct NetCard {
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// Most bytes of an IP packet.
+    pub mtu: u16,
+    /// The machine's end of the cable: a packet socket, one frame a packet.
+    pub socket: OwnedFd,
+    /// How much the machine may receive.
+    pub receive: RateLimit,
+    /// How much it may send.
+    pub send: RateLimit,
 }
 
 /// A machine that runs, or ran.
@@ -182,6 +198,8 @@ impl Machine {
             .map(|share| ShareConfig { tag: share.tag, socket: descriptors.add(share.socket) })
             .collect();
 
+        let nets = hardware.nets.into_iter().map(|card| net_card(card, &mut descriptors)).collect();
+
         let action = "making the machine's sockets";
         let directory_file = open_read_only(directory)?;
         // The directory's own path may be longer than a socket's address may be.
@@ -205,7 +223,7 @@ impl Machine {
             cmdline: String::new(),
             kvm,
             disks,
-            nets: Vec::new(),
+            nets,
             shares,
             balloon: None,
             console: false,
@@ -463,6 +481,17 @@ fn socket_path(directory: &File) -> PathBuf {
 
 fn open_read_only(path: &Path) -> Result<File, EngineError> {
     File::open(path).map_err(EngineError::io(format!("opening {}", path.display())))
+}
+
+fn net_card(card: NetCard, descriptors: &mut Descriptors) -> NetConfig {
+    NetConfig {
+        mac: card.mac,
+        mtu: card.mtu,
+        backend: NetBackend::Socket { socket: descriptors.add(card.socket), headers: false },
+        check_source: true,
+        receive: card.receive,
+        send: card.send,
+    }
 }
 
 fn image_disk(disk: &RootfsDisk, descriptors: &mut Descriptors) -> Result<DiskConfig, EngineError> {

@@ -68,7 +68,9 @@ impl Paths {
     }
 
     fn make(self) -> Result<Self, EngineError> {
-        for directory in [self.root.clone(), self.containers(), self.cache_files(), self.volumes()] {
+        for directory in
+            [self.root.clone(), self.containers(), self.cache_files(), self.volumes(), self.networks()]
+        {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -106,6 +108,12 @@ impl Paths {
     #[must_use]
     pub fn volumes(&self) -> PathBuf {
         self.root.join("volumes")
+    }
+
+    /// Networks that have a switch, a directory each.
+    #[must_use]
+    pub fn networks(&self) -> PathBuf {
+        self.root.join("networks")
     }
 
     /// The program that has the subcommand `supervise`.
@@ -174,6 +182,14 @@ impl Paths {
     /// It has not been built.
     pub fn fs(&self) -> Result<PathBuf, EngineError> {
         existing(self.library.join("bulkhead-fs"), "file server of shared folders", "make build")
+    }
+
+    /// The switch's program.
+    ///
+    /// # Errors
+    /// It has not been built.
+    pub fn switch(&self) -> Result<PathBuf, EngineError> {
+        existing(self.library.join("bulkhead-net"), "network switch", "make build")
     }
 }
 

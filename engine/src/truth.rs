@@ -82,6 +82,8 @@ pub(crate) fn write_off(database: &Database, container: &Container) -> Result<Co
     let mut container = container.clone();
     container.state.status = Status::Exited;
     container.state.machine = None;
+    container.state.places.clear();
+    container.state.ports.clear();
     container.state.finished = now();
     container.state.outcome = Some(Outcome {
         code: KILLED,

@@ -1,5 +1,6 @@
 //! `bulkhead serve` on a socket of its own, and Docker's command line that speaks to it.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -24,19 +25,26 @@ pub struct Daemon {
     config: TempDir,
     child: Child,
     socket: PathBuf,
+    environment: Vec<(String, OsString)>,
 }
 
 impl Daemon {
     /// Starts a daemon; `None` (said loudly) where `make test` has not prepared one.
     #[must_use]
     pub fn start() -> Option<Self> {
+        Self::start_with(&[])
+    }
+
+    fn start_with(environment: &[(&str, &OsStr)]) -> Option<Self> {
+        let environment: Vec<(String, OsString)> =
+            environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let bulkhead = Bulkhead::new()?;
         // What it measures it tells once, as a warning of whatever is created first.
         let _ = bulkhead.ran(&["accelerator"]);
         let config = tempfile::Builder::new().prefix("bulkhead-docker-").tempdir().unwrap();
         let socket = config.path().join("docker.sock");
-        let child = spawn(&bulkhead, &socket);
-        let daemon = Self { bulkhead, docker: None, config, child, socket };
+        let child = spawn(&bulkhead, &socket, &environment);
+        let daemon = Self { bulkhead, docker: None, config, child, socket, environment };
         daemon.listens();
         Some(daemon)
     }
@@ -44,8 +52,14 @@ impl Daemon {
     /// As [`Daemon::start`], where there is a docker command line, with the image `busybox` loaded.
     #[must_use]
     pub fn with_docker() -> Option<Self> {
+        Self::with_docker_and(&[])
+    }
+
+    /// The same with these variables in the daemon's environment.
+    #[must_use]
+    pub fn with_docker_and(environment: &[(&str, &OsStr)]) -> Option<Self> {
         let docker = docker_cli()?;
-        let mut daemon = Self::start()?;
+        let mut daemon = Self::start_with(environment)?;
         daemon.docker = Some(docker.to_owned());
         let loaded = daemon.fed(&["load"], &fs::read(archive()).unwrap());
         assert_eq!(
@@ -144,7 +158,7 @@ impl Daemon {
     pub fn crash(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        self.child = spawn(&self.bulkhead, &self.socket);
+        self.child = spawn(&self.bulkhead, &self.socket, &self.environment);
         self.listens();
     }
 
@@ -169,12 +183,13 @@ fn read(mut pipe: impl std::io::Read + Send + 'static) -> std::thread::JoinHandl
     })
 }
 
-fn spawn(bulkhead: &Bulkhead, socket: &Path) -> Child {
+fn spawn(bulkhead: &Bulkhead, socket: &Path, environment: &[(String, OsString)]) -> Child {
     let log = fs::OpenOptions::new().create(true).append(true).open(socket.with_extension("log")).unwrap();
     bulkhead
         .command(&["serve", "-H", &format!("unix://{}", socket.display())])
         .stdout(Stdio::null())
         .stderr(log)
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .spawn()
         .unwrap()
 }

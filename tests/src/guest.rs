@@ -72,6 +72,7 @@ impl Harbour {
             writable: Some(&writable),
             rates: engine::machine::DiskRates::default(),
             shares: Vec::new(),
+            nets: Vec::new(),
         };
         let machine = Machine::start(&self.paths, directory.path(), hardware).unwrap();
         let client = Client::new(machine.agent().try_clone().unwrap());

@@ -9,7 +9,7 @@ pub mod guest;
 pub mod image;
 pub mod venv;
 
-pub use bulkhead_fixtures::{disk, http, layout, registry, samples, tarfile, tools, tree};
+pub use bulkhead_fixtures::{disk, http, layout, registry, samples, tarfile, tools, tree, world};
 
 use std::env;
 use std::fs;
@@ -105,7 +105,8 @@ impl Bulkhead {
         let containers: Vec<_> = entries.filter(|path| !path.ends_with(".lock")).collect();
         assert!(containers.is_empty(), "containers left: {containers:?}");
         let needle = self.root.path().to_string_lossy().into_owned();
-        for _ in 0..50 {
+        // What is just ending gets a moment: a network's switch stays for a third of a second.
+        for _ in 0..250 {
             if processes_with(&needle).is_empty() {
                 break;
             }

@@ -143,7 +143,10 @@ fn the_container_has_namespaces_devices_and_limits_of_its_own() {
             "stdout", "tty", "urandom", "zero"
         ]
     );
-    assert_eq!(lines[3], "1", "only the loopback interface");
+    assert_eq!(
+        lines[3], "2",
+        "the loopback interface, and one in the default network: spare cards are not the container's"
+    );
     assert_eq!(lines[4], "0::/");
     assert_eq!((lines[5], lines[6]), ("67108864", "50000 100000"));
     assert_eq!(lines[7], "8192");

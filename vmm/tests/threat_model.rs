@@ -25,8 +25,10 @@ fn tests(directory: &Path, found: &mut BTreeSet<String>) {
 fn every_test_that_is_named_exists() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = BTreeSet::new();
-    tests(&here.join("src"), &mut found);
-    tests(&here.join("tests"), &mut found);
+    for room in [".", "../net", "../tests"] {
+        tests(&here.join(room).join("src"), &mut found);
+        tests(&here.join(room).join("tests"), &mut found);
+    }
     let text = std::fs::read_to_string(here.join("../docs/threat-model.md")).unwrap();
     // Names of tests are the quoted words with at least two underscores.
     let named: BTreeSet<&str> = text

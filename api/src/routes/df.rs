@@ -59,10 +59,9 @@ async fn image_usage(app: App) -> Result<(i64, Vec<ImageSummary>), ApiError> {
 }
 
 async fn container_usage(app: &App) -> Result<Vec<ContainerSummary>, ApiError> {
-    let networks = app.engine.networks()?;
     let mut list = Vec::new();
     for container in app.engine.containers()? {
-        let mut line = summary::show(&container, &networks, &app.engine);
+        let mut line = summary::show(&container, &app.engine);
         let (writable, root) = containers::disk_size(&container, &app.engine).await;
         (line.size_rw, line.size_root_fs) = (Some(writable), Some(root));
         list.push(line);

@@ -71,19 +71,18 @@ fn show(network: &Network, containers: &[Container]) -> DockerNetwork {
         gateway: Some(subnet.gateway.clone()).filter(|gateway| !gateway.is_empty()),
         auxiliary_addresses: None,
     };
-    let prefix =
-        network.subnets.first().and_then(|s| s.subnet.rsplit_once('/')).map_or("", |(_, length)| length);
-    let with_prefix =
-        |address: &str| Some(if address.is_empty() { String::new() } else { format!("{address}/{prefix}") });
+    let with_prefix = |address: &str, prefix: u8| {
+        Some(if address.is_empty() { String::new() } else { format!("{address}/{prefix}") })
+    };
     let running = containers.iter().filter(|container| container.state.status.is_running());
     let inside = running.filter_map(|container| {
-        let endpoint = place(container, network)?;
+        let place = network::place(place(container, network)?, container);
         let shown = NetworkContainer {
             name: Some(container.name.clone()),
             endpoint_id: Some(container.id.clone()),
-            mac_address: Some(endpoint.mac.clone()),
-            ipv4_address: with_prefix(&endpoint.ipv4),
-            ipv6_address: Some(endpoint.ipv6.clone()),
+            mac_address: Some(place.mac.clone()),
+            ipv4_address: with_prefix(&place.ipv4, place.ipv4_prefix),
+            ipv6_address: with_prefix(&place.ipv6, place.ipv6_prefix),
         };
         Some((container.id.clone(), shown))
     });
@@ -223,7 +222,7 @@ async fn connect(State(app): State<App>, Path(id): Path<String>, body: JsonBody)
     let endpoint = network::endpoint(&mut settings)?;
     settings.finish(&REFUSED)?;
     fields.finish(&[])?;
-    app.engine.connect(&id, &container, endpoint)?;
+    app.engine.connect(&id, &container, endpoint).await?;
     Ok(empty(StatusCode::OK))
 }
 
@@ -231,7 +230,7 @@ async fn disconnect(State(app): State<App>, Path(id): Path<String>, body: JsonBo
     let mut fields = body.fields()?;
     let (container, force): (String, bool) = (fields.take("Container")?, fields.take("Force")?);
     fields.finish(&[])?;
-    app.engine.disconnect(&id, &container, force)?;
+    app.engine.disconnect(&id, &container, force).await?;
     Ok(empty(StatusCode::OK))
 }
 

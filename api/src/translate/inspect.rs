@@ -52,7 +52,7 @@ pub fn show(
         graph_driver: Some(DriverData { name: "erofs".into(), data: HashMap::new() }),
         mounts: Some(mounts::points(container, engine)),
         config: Some(docker_config(container)),
-        network_settings: Some(network::settings(container, engine)?),
+        network_settings: Some(network::settings(container)),
         ..ContainerInspectResponse::default()
     })
 }

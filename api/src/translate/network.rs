@@ -3,8 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bollard_stubs::models::{EndpointIpamConfig, EndpointSettings, NetworkSettings};
-use engine::Engine;
-use engine::model::{Container, ContainerConfig, Endpoint, Network};
+use engine::model::{Container, ContainerConfig, Endpoint, Place};
 
 use super::ports;
 use crate::error::ApiError;
@@ -120,13 +119,19 @@ pub fn check(config: &mut ContainerConfig) -> Result<(), ApiError> {
     }
 }
 
+/// What a container has in the network of an endpoint now: nothing, if it does not run.
+#[must_use]
+pub fn place(endpoint: &Endpoint, container: &Container) -> Place {
+    let places = container.state.places.values();
+    places.into_iter().find(|place| place.network == endpoint.network).cloned().unwrap_or_default()
+}
+
 /// One endpoint as `inspect` shows it.
 #[must_use]
-pub fn show(endpoint: &Endpoint, network: Option<&Network>, container: &Container) -> EndpointSettings {
+pub fn show(endpoint: &Endpoint, container: &Container) -> EndpointSettings {
     let running = container.state.status.is_running();
-    let subnet = network.and_then(|network| network.subnets.first());
+    let place = place(endpoint, container);
     let when_running = |text: &str| Some(if running { text.to_owned() } else { String::new() });
-    let prefix = subnet.and_then(|subnet| subnet.subnet.rsplit_once('/')?.1.parse().ok()).unwrap_or_default();
     let wanted = !(endpoint.ipv4.is_empty() && endpoint.ipv6.is_empty());
     let short = container.id.get(..12).unwrap_or(&container.id);
     let mut names = vec![container.name.clone()];
@@ -139,17 +144,17 @@ pub fn show(endpoint: &Endpoint, network: Option<&Network>, container: &Containe
             link_local_ips: None,
         }),
         aliases: (!endpoint.aliases.is_empty()).then(|| endpoint.aliases.clone()),
-        mac_address: when_running(&endpoint.mac),
+        mac_address: Some(place.mac),
         driver_opts: (!endpoint.options.is_empty()).then(|| endpoint.options.clone().into_iter().collect()),
         network_id: Some(endpoint.network.clone()),
         // One container has one place in a network: its id names the place.
         endpoint_id: when_running(&container.id),
-        gateway: when_running(subnet.map_or("", |subnet| subnet.gateway.as_str())),
-        ip_address: when_running(&endpoint.ipv4),
-        ip_prefix_len: Some(if running && !endpoint.ipv4.is_empty() { prefix } else { 0 }),
-        ipv6_gateway: Some(String::new()),
-        global_ipv6_address: when_running(&endpoint.ipv6),
-        global_ipv6_prefix_len: Some(0),
+        gateway: Some(if place.internal { String::new() } else { place.gateway }),
+        ip_address: Some(place.ipv4),
+        ip_prefix_len: Some(place.ipv4_prefix.into()),
+        ipv6_gateway: Some(if place.internal { String::new() } else { place.gateway6 }),
+        global_ipv6_address: Some(place.ipv6),
+        global_ipv6_prefix_len: Some(place.ipv6_prefix.into()),
         dns_names: Some(names),
         ..EndpointSettings::default()
     }
@@ -157,28 +162,22 @@ pub fn show(endpoint: &Endpoint, network: Option<&Network>, container: &Containe
 
 /// All endpoints of a container.
 #[must_use]
-pub fn endpoints(
-    container: &Container,
-    networks: &[Network],
-) -> std::collections::HashMap<String, EndpointSettings> {
-    let of = |endpoint: &Endpoint| networks.iter().find(|network| network.id == endpoint.network);
+pub fn endpoints(container: &Container) -> std::collections::HashMap<String, EndpointSettings> {
     container
         .config
         .endpoints
         .iter()
-        .map(|(name, endpoint)| (name.clone(), show(endpoint, of(endpoint), container)))
+        .map(|(name, endpoint)| (name.clone(), show(endpoint, container)))
         .collect()
 }
 
 /// `NetworkSettings` as `inspect` shows them.
-///
-/// # Errors
-/// The networks cannot be read.
-pub fn settings(container: &Container, engine: &Engine) -> Result<NetworkSettings, ApiError> {
-    let endpoints = endpoints(container, &engine.networks()?);
+#[must_use]
+pub fn settings(container: &Container) -> NetworkSettings {
+    let endpoints = endpoints(container);
     let first = endpoints.get(DEFAULT_NETWORK).cloned().unwrap_or_default();
     let sandbox = if container.state.status.is_running() { container.id.clone() } else { String::new() };
-    Ok(NetworkSettings {
+    NetworkSettings {
         bridge: Some(String::new()),
         sandbox_id: Some(sandbox),
         sandbox_key: Some(String::new()),
@@ -189,12 +188,12 @@ pub fn settings(container: &Container, engine: &Engine) -> Result<NetworkSetting
         endpoint_id: Some(first.endpoint_id.unwrap_or_default()),
         gateway: Some(first.gateway.unwrap_or_default()),
         global_ipv6_address: Some(first.global_ipv6_address.unwrap_or_default()),
-        global_ipv6_prefix_len: Some(0),
+        global_ipv6_prefix_len: Some(first.global_ipv6_prefix_len.unwrap_or_default()),
         ip_address: Some(first.ip_address.unwrap_or_default()),
         ip_prefix_len: Some(first.ip_prefix_len.unwrap_or_default()),
         ipv6_gateway: Some(String::new()),
         mac_address: Some(first.mac_address.unwrap_or_default()),
         networks: Some(endpoints),
         ..NetworkSettings::default()
-    })
+    }
 }

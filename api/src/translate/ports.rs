@@ -91,7 +91,7 @@ pub fn map(bindings: &BTreeMap<String, Vec<PortBinding>>) -> PortMap {
 pub fn current(container: &Container) -> PortMap {
     let mut ports: PortMap = container.config.exposed_ports.iter().map(|port| (port.clone(), None)).collect();
     if container.state.status.is_running() {
-        ports.extend(map(&container.config.port_bindings));
+        ports.extend(map(&container.state.ports));
         return ports;
     }
     PortMap::new()

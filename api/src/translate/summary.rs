@@ -4,14 +4,14 @@ use bollard_stubs::models::{
     ContainerSummary, ContainerSummaryHostConfig, ContainerSummaryNetworkSettings, ContainerSummaryStateEnum,
 };
 use engine::Engine;
-use engine::model::{Container, HealthStatus, Network, Status, now};
+use engine::model::{Container, HealthStatus, Status, now};
 
 use super::{health, inspect, mounts, network, ports};
 use crate::times;
 
 /// One line of the list.
 #[must_use]
-pub fn show(container: &Container, networks: &[Network], engine: &Engine) -> ContainerSummary {
+pub fn show(container: &Container, engine: &Engine) -> ContainerSummary {
     let config = &container.config;
     ContainerSummary {
         id: Some(container.id.clone()),
@@ -37,7 +37,7 @@ pub fn show(container: &Container, networks: &[Network], engine: &Engine) -> Con
             annotations: None,
         }),
         network_settings: Some(ContainerSummaryNetworkSettings {
-            networks: Some(network::endpoints(container, networks)),
+            networks: Some(network::endpoints(container)),
         }),
         mounts: Some(mounts::points(container, engine)),
         ..ContainerSummary::default()

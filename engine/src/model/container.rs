@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::network::Endpoint;
+use super::network::{Endpoint, Place};
 use super::process::{Outcome, RunningMachine, Size};
 use crate::options::{AcceleratorChoice, Isolation};
 use crate::seccomp::Seccomp;
@@ -297,6 +297,10 @@ pub struct State {
     pub stopped: bool,
     /// Its health, if it is checked.
     pub health: Option<Health>,
+    /// Its places in networks while it runs, by the networks' names.
+    pub places: BTreeMap<String, Place>,
+    /// The ports of the host that are passed on while it runs, such as `80/tcp`.
+    pub ports: BTreeMap<String, Vec<PortBinding>>,
 }
 
 /// The word for where a container is in its life, as Docker's.

@@ -16,7 +16,7 @@ pub use container::{
 };
 pub use event::{Event, EventKind};
 pub use exec::{Exec, ExecConfig};
-pub use network::{Endpoint, Network, Subnet};
+pub use network::{Endpoint, Network, Place, Subnet};
 pub use process::{Outcome, RunningMachine, Size};
 pub use volume::Volume;
 

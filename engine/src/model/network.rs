@@ -59,3 +59,29 @@ pub struct Endpoint {
     /// Options of the driver.
     pub options: BTreeMap<String, String>,
 }
+
+/// What a container has in a network while it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Place {
+    /// The network's id.
+    pub network: String,
+    /// The interface's name in the container.
+    pub interface: String,
+    /// Its IPv4 address.
+    pub ipv4: String,
+    /// Bits of the IPv4 range's prefix.
+    pub ipv4_prefix: u8,
+    /// The gateway's IPv4 address.
+    pub gateway: String,
+    /// Its IPv6 address; empty: none.
+    pub ipv6: String,
+    /// Bits of the IPv6 range's prefix.
+    pub ipv6_prefix: u8,
+    /// The gateway's IPv6 address; empty: none.
+    pub gateway6: String,
+    /// Its hardware address.
+    pub mac: String,
+    /// The network has no way out.
+    pub internal: bool,
+}

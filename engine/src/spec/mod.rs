@@ -17,12 +17,15 @@ use agent::protocol::spec::{Capabilities, Linux, Mount, Namespace, NamespaceKind
 use agent::protocol::{Exec, HostFile, Instruction, ProcessId, Start, TerminalSize};
 
 use crate::EngineError;
-use crate::model::{Container, ContainerConfig, ExecConfig, Size};
+use crate::model::{Container, ContainerConfig, ExecConfig, Place, Size};
+use crate::network::resolver::Resolver;
 
 /// Version of the OCI runtime specification that the engine writes.
 const OCI_VERSION: &str = "1.2.0";
 /// Digits of an id that are the host name of a container that has no other.
 const SHORT_ID: usize = 12;
+/// Servers that a resolver looks at (resolv.conf(5), MAXNS).
+pub(crate) const MAX_NAMESERVERS: usize = 3;
 /// Size of /dev/shm when nobody says, in bytes.
 const SHM_SIZE: u64 = 64 << 20;
 
@@ -154,17 +157,41 @@ pub(crate) fn files_of(container: &Container) -> Vec<HostFile> {
         if let Some((name, address)) = entry.split_once(':') {
             // An IPv6 address may be written in brackets.
             let address = address.trim_start_matches('[').trim_end_matches(']');
+            let gateway = places_of(container).first().map(|place| place.gateway.as_str());
+            let address = if address == "host-gateway" { gateway.unwrap_or("127.0.0.1") } else { address };
             hosts.push_str(&format!("{address}\t{name}\n"));
         }
     }
-    hosts.push_str(&format!("127.0.1.1\t{full}{hostname}\n"));
-    let mut resolver = String::new();
-    if !config.dns_search.is_empty() {
-        resolver.push_str(&format!("search {}\n", config.dns_search.join(" ")));
+    let places = places_of(container);
+    if places.is_empty() {
+        hosts.push_str(&format!("127.0.1.1\t{full}{hostname}\n"));
     }
-    config.dns.iter().for_each(|server| resolver.push_str(&format!("nameserver {server}\n")));
-    if !config.dns_options.is_empty() {
-        resolver.push_str(&format!("options {}\n", config.dns_options.join(" ")));
+    for address in places.iter().flat_map(|place| [&place.ipv4, &place.ipv6]).filter(|text| !text.is_empty())
+    {
+        hosts.push_str(&format!("{address}\t{full}{hostname}\n"));
+    }
+    let mut resolver = String::new();
+    let search = if config.dns_search.is_empty() && !places.is_empty() {
+        Resolver::of_host().search
+    } else {
+        config.dns_search.iter().filter(|domain| *domain != ".").cloned().collect()
+    };
+    if !search.is_empty() {
+        resolver.push_str(&format!("search {}\n", search.join(" ")));
+    }
+    // The gateways ask the container's own servers, if it has any, and each knows the names of all its networks.
+    let gateways = places.iter().map(|place| &place.gateway).take(MAX_NAMESERVERS);
+    let servers: Vec<&String> =
+        if places.is_empty() { config.dns.iter().collect() } else { gateways.collect() };
+    servers.iter().for_each(|server| resolver.push_str(&format!("nameserver {server}\n")));
+    let mut options = config.dns_options.clone();
+    let named = places.iter().any(|place| place.network != crate::verbs::default_network().id);
+    if named && !options.iter().any(|option| option.starts_with("ndots:")) {
+        // As Docker: the names of a network have no dots, and are tried as they are first.
+        options.push("ndots:0".to_owned());
+    }
+    if !options.is_empty() {
+        resolver.push_str(&format!("options {}\n", options.join(" ")));
     }
     let file = |path: &str, content| HostFile { path: path.to_owned(), content };
     vec![
@@ -172,6 +199,13 @@ pub(crate) fn files_of(container: &Container) -> Vec<HostFile> {
         file("/etc/hosts", hosts),
         file("/etc/resolv.conf", resolver),
     ]
+}
+
+/// A container's places in networks, in the order of its interfaces.
+fn places_of(container: &Container) -> Vec<&Place> {
+    let mut places: Vec<&Place> = container.state.places.values().collect();
+    places.sort_by_key(|place| place.interface.clone());
+    places
 }
 
 /// The specification of a container with this configuration and host name.

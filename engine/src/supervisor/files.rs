@@ -75,7 +75,7 @@ impl Supervisor {
         if self.helper.machine.borrow().is_none() {
             let container = self.container()?;
             let image = crate::image::by_id(&self.paths, &container.config)?;
-            let booted = Booted::boot(self, &container, &image, &Timings::new()).await?;
+            let booted = Booted::boot(self, &container, &image, Vec::new(), &Timings::new()).await?;
             if let Err(error) = booted.prepared().await {
                 let error = booted.explain(error).await;
                 booted.kill().await;

@@ -58,6 +58,8 @@ impl Supervisor {
             Ok(run) => {
                 let container = self.change(|c| {
                     c.state = State {
+                        places: std::mem::take(&mut c.state.places),
+                        ports: std::mem::take(&mut c.state.ports),
                         status: Status::Running,
                         machine: Some(run.booted.described.clone()),
                         outcome: None,
@@ -90,6 +92,8 @@ impl Supervisor {
             // As Docker: it is as it was, but for the exit code and the error.
             c.state.outcome = Some(outcome.clone());
             c.state.machine = None;
+            c.state.places.clear();
+            c.state.ports.clear();
             if c.state.status.is_running() {
                 c.state.status = Status::Exited;
                 c.state.finished = now();
@@ -134,10 +138,14 @@ impl Supervisor {
             }
         };
         timings.mark("ended");
+        // Its ports are free before its end is told.
+        run.networks.cut();
         let again = policy::restarts(&self.container(), &outcome, run.stopped.get(), began.elapsed());
         let changed = self.change(|c| {
             c.state.status = if again.is_some() { Status::Restarting } else { Status::Exited };
             c.state.machine = None;
+            c.state.places.clear();
+            c.state.ports.clear();
             c.state.outcome = Some(outcome.clone());
             c.state.finished = now();
             c.state.stopped = run.stopped.get();

@@ -16,6 +16,7 @@ mod health;
 mod hub;
 mod life;
 pub(crate) mod log;
+mod network;
 mod policy;
 pub(crate) mod reach;
 mod run;

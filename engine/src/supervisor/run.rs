@@ -17,9 +17,10 @@ use super::fill::Filling;
 use super::guest::{Exit, Guest, ProcessStreams};
 use super::hub::Input;
 use super::log::Log;
+use super::network::Networks;
 use super::shares::Shares;
 use crate::accelerator::{self, Chosen};
-use crate::machine::{DiskRates, Hardware, Machine, MachineSize, Share, boot_timeout, silent};
+use crate::machine::{DiskRates, Hardware, Machine, MachineSize, NetCard, Share, boot_timeout, silent};
 use crate::model::{Container, MountKind, RunningMachine, Size};
 use crate::timings::Timings;
 use crate::{EngineError, disk, spec};
@@ -49,6 +50,7 @@ pub(super) struct Booted {
 /// A container that runs.
 pub(super) struct Run {
     pub(super) booted: Booted,
+    pub(super) networks: Networks,
     pub(super) container: Container,
     pub(super) init: ProcessId,
     /// The stop signal of its image or its owner.
@@ -79,6 +81,7 @@ impl Booted {
         supervisor: &Supervisor,
         container: &Container,
         image: &Image,
+        nets: Vec<NetCard>,
         timings: &Timings,
     ) -> Result<Self, EngineError> {
         if Filling::needs_another_machine(&supervisor.paths, &supervisor.directory, container) {
@@ -89,18 +92,19 @@ impl Booted {
                 .mounts
                 .iter_mut()
                 .for_each(|mount| mount.read_only &= mount.kind == MountKind::Bind);
-            let filler = Self::boot_now(supervisor, &filler, image, timings).await?;
+            let filler = Self::boot_now(supervisor, &filler, image, Vec::new(), timings).await?;
             let filled = filler.prepared().await;
             filler.shut_down().await;
             filled?;
         }
-        Self::boot_now(supervisor, container, image, timings).await
+        Self::boot_now(supervisor, container, image, nets, timings).await
     }
 
     async fn boot_now(
         supervisor: &Supervisor,
         container: &Container,
         image: &Image,
+        nets: Vec<NetCard>,
         timings: &Timings,
     ) -> Result<Self, EngineError> {
         let config = &container.config;
@@ -114,7 +118,8 @@ impl Booted {
         let fill = std::mem::take(&mut filling.told);
         let rates = DiskRates::new(&config.limits);
         let (mut shares, devices) = Shares::start(&supervisor.paths, container)?;
-        let (machine, described) = start_machine(supervisor, image, &writable, rates, devices, chosen, size)?;
+        let devices = Devices { rates, shares: devices, nets };
+        let (machine, described) = start_machine(supervisor, image, &writable, devices, chosen, size)?;
         timings.mark("vmm");
         let timeout = boot_timeout(machine.accelerator());
         let control = machine.take_agent()?;
@@ -231,10 +236,15 @@ impl Run {
         timings.mark("image");
         let log = Log::open(&supervisor.directory.log(), &container.config.log)
             .map_err(EngineError::io("opening the container's log"))?;
-        let booted = Booted::boot(supervisor, &container, &image, timings).await?;
-        match Self::begin(supervisor, &booted, &container, size, log, timings).await {
+        let mut networks = Networks::prepare(supervisor, container)?;
+        let container = networks.container.clone();
+        timings.mark("networks");
+        let cards = networks.take_cards();
+        let booted = Booted::boot(supervisor, &container, &image, cards, timings).await?;
+        match Self::begin(supervisor, &booted, &container, &networks, size, log, timings).await {
             Ok((init, exit, pumps)) => Ok(Rc::new(Self {
                 booted,
+                networks,
                 container,
                 init,
                 stop_signal,
@@ -257,6 +267,7 @@ impl Run {
         supervisor: &Supervisor,
         booted: &Booted,
         container: &Container,
+        networks: &Networks,
         size: Option<Size>,
         log: Log,
         timings: &Timings,
@@ -264,7 +275,10 @@ impl Run {
         let config = &container.config;
         let init = ProcessId::try_from(INIT.to_owned()).map_err(|e| EngineError::Invalid(e.to_owned()))?;
         let streams = ProcessStreams::request(|| booted.connect(), config.tty, config.open_stdin)?;
-        let start: Start = spec::start(container, init.clone(), size)?;
+        let mut start: Start = spec::start(container, init.clone(), size)?;
+        start.network = networks.interfaces();
+        networks.attached().await?;
+        timings.mark("attached");
         let exit = booted.guest.exit_of(&init);
         let (_, started) = booted.guest.send(Call::Start(Box::new(start))).await?;
         let streams = streams.open(&init).await?;
@@ -325,12 +339,18 @@ impl Run {
     }
 }
 
+/// What a container's machine has beside its disks.
+struct Devices {
+    rates: DiskRates,
+    shares: Vec<Share>,
+    nets: Vec<NetCard>,
+}
+
 fn start_machine(
     supervisor: &Supervisor,
     image: &Image,
     writable: &Path,
-    rates: DiskRates,
-    shares: Vec<Share>,
+    devices: Devices,
     chosen: Chosen,
     size: MachineSize,
 ) -> Result<(Machine, RunningMachine), EngineError> {
@@ -341,8 +361,9 @@ fn start_machine(
         vcpus: size.vcpus,
         rootfs: Some(&image.disk),
         writable: Some(writable),
-        rates,
-        shares,
+        rates: devices.rates,
+        shares: devices.shares,
+        nets: devices.nets,
     };
     let machine = Machine::start(&supervisor.paths, supervisor.directory.path(), hardware)?;
     let described =

@@ -4,10 +4,12 @@
 //! again; then a frame with an [`Ask`], and frames with answers ([`Reply`] or [`Refusal`]). Frames are length-prefixed JSON, as the agent's.
 //! After [`Reply::Attached`] the connection carries input one way and output the other.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use agent::protocol::{Answer, Call};
+use bulkhead_net::protocol::Report;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -52,6 +54,12 @@ pub(crate) enum Ask {
     Resize { size: Size },
     /// Apply new limits to its running machine. `Done`.
     Update { limits: Limits },
+    /// Connect the running container to a network that its configuration names by now. `Done`.
+    Connect { network: String },
+    /// Take the running container out of a network. `Done`.
+    Disconnect { network: String },
+    /// Tell what the switches of its networks counted. `Counted`.
+    Count,
     /// `Waiting` at once, `Ended` when it has come to that.
     Wait { until: Until },
     /// `Attached`, then bytes.
@@ -86,6 +94,9 @@ impl Ask {
             Self::ExecResize { .. } => "exec resize",
             Self::Look { .. } => "look",
             Self::Transfer { .. } => "transfer",
+            Self::Connect { .. } => "connect",
+            Self::Disconnect { .. } => "disconnect",
+            Self::Count => "count",
             Self::Remove { .. } => "remove",
         }
     }
@@ -129,6 +140,8 @@ pub(crate) enum Reply {
     Ended(Outcome),
     /// From here on the connection is the process's streams.
     Attached { tty: bool },
+    /// What the switches counted, by network.
+    Counted(BTreeMap<String, Report>),
     /// The agent's answer.
     Answer(Box<Answer>),
     /// A descriptor comes with the next byte.

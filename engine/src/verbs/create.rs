@@ -137,6 +137,8 @@ impl Engine {
         signals::stop_signal(config.stop_signal.as_deref())?;
         spec::seccomp(config)?;
         spec::rlimits(&config.ulimits)?;
+        crate::network::rules::egress(&config.labels)?;
+        crate::network::rules::limits(&config.labels)?;
         let refuse = |option: String, why: String, next: &str| {
             Err(EngineError::Option { option, why, next: next.to_owned() })
         };

@@ -22,5 +22,6 @@ pub use create::Created;
 pub use files::{CommitOptions, Transfer};
 pub use logs::{LogLine, LogOptions, LogStream};
 pub use networks::NetworkOptions;
+pub(crate) use networks::{all_networks, default_network};
 pub use volumes::VolumeOptions;
 pub use wait::Waiting;

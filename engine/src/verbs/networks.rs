@@ -2,8 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::{Endpoint, Event, EventKind, Network, Subnet, now};
-use crate::{Engine, EngineError, ids, names};
+use bulkhead_net::address::Cidr;
+use bulkhead_net::protocol::Report;
+use nix::fcntl::FlockArg;
+
+use crate::directory::lock_file;
+use crate::model::{Container, Endpoint, Event, EventKind, Network, Status, Subnet, now};
+use crate::network::addresses::Range;
+use crate::network::rules;
+use crate::supervisor::wire::{Ask, Reply};
+use crate::{Database, Engine, EngineError, ids, names};
 
 /// The networks that are always there: name and driver.
 const ALWAYS: [(&str, &str); 2] = [("bridge", "bridge"), ("none", "null")];
@@ -35,9 +43,7 @@ impl Engine {
     /// # Errors
     /// The state database cannot be read.
     pub fn networks(&self) -> Result<Vec<Network>, EngineError> {
-        let mut all: Vec<Network> = ALWAYS.iter().map(|(name, driver)| always(name, driver)).collect();
-        all.extend(self.database().networks()?);
-        Ok(all)
+        all_networks(self.database())
     }
 
     /// One network, by name, id or unambiguous beginning of its id.
@@ -77,10 +83,21 @@ impl Engine {
                 options.name
             )));
         }
-        let taken: Vec<String> =
-            self.networks()?.into_iter().flat_map(|n| n.subnets).map(|subnet| subnet.subnet).collect();
-        let subnets = if options.subnets.is_empty() { vec![free_subnet(&taken)?] } else { options.subnets };
-        let network = Network {
+        let mut values = options.options.clone();
+        values.extend(options.labels.clone());
+        rules::egress(&values)?;
+        // Two who create a network at a time must not take the same range.
+        let _alone = lock_file(&self.paths().networks().join(".lock"), FlockArg::LockExclusive)?;
+        let taken: Vec<Cidr> =
+            self.networks()?.iter().flat_map(|n| &n.subnets).filter_map(|s| s.subnet.parse().ok()).collect();
+        let mut subnets = options.subnets;
+        if !subnets.iter().any(|subnet| !subnet.subnet.contains(':')) {
+            subnets.insert(0, free_subnet(&taken)?);
+        }
+        if options.ipv6 && !subnets.iter().any(|subnet| subnet.subnet.contains(':')) {
+            subnets.push(free_subnet6()?);
+        }
+        let mut network = Network {
             id: ids::random()?,
             name: options.name,
             created: now(),
@@ -92,6 +109,18 @@ impl Engine {
             labels: options.labels,
             options: options.options,
         };
+        let (four, six) = Range::both(&network)?;
+        for range in [Some(four), six].into_iter().flatten() {
+            if let Some(other) = taken.iter().find(|other| other.overlaps(&range.range)) {
+                return Err(EngineError::Conflict(format!(
+                    "invalid pool request: Pool overlaps with other one on this address space: {other}"
+                )));
+            }
+        }
+        for subnet in &mut network.subnets {
+            let range = Range::new(subnet)?;
+            (subnet.subnet, subnet.gateway) = (range.range.to_string(), range.gateway.to_string());
+        }
         self.database().insert_network(&network)?;
         self.network_event(&network, "create", None)?;
         Ok(network)
@@ -111,6 +140,7 @@ impl Engine {
             return refuse(format!("network {} has active endpoints: {member}", network.name));
         }
         self.database().delete_network(&network.id)?;
+        let _ = std::fs::remove_dir_all(self.paths().networks().join(&network.id));
         self.network_event(&network, "destroy", None)
     }
 
@@ -130,8 +160,20 @@ impl Engine {
     ///
     /// # Errors
     /// It is attached already.
-    pub fn connect(&self, network: &str, container: &str, endpoint: Endpoint) -> Result<(), EngineError> {
+    pub async fn connect(
+        &self,
+        network: &str,
+        container: &str,
+        endpoint: Endpoint,
+    ) -> Result<(), EngineError> {
         let (network, container) = (self.network(network)?, self.container(container)?);
+        let private = container.config.network_mode == "none" || network.driver == "null";
+        if private {
+            return Err(EngineError::Conflict(
+                "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+                    .to_owned(),
+            ));
+        }
         self.database().change_config(&container.id, |config| {
             if config.endpoints.contains_key(&network.name) {
                 return Err(EngineError::Conflict(format!(
@@ -143,6 +185,16 @@ impl Engine {
             config.endpoints.insert(network.name.clone(), endpoint);
             Ok(())
         })?;
+        if has_machine(&container) {
+            let ask = Ask::Connect { network: network.name.clone() };
+            if let Err(error) = self.ask_running(&container.id, &ask).await {
+                self.database().change_config(&container.id, |config| {
+                    config.endpoints.remove(&network.name);
+                    Ok(())
+                })?;
+                return Err(error);
+            }
+        }
         self.network_event(&network, "connect", Some(&container.id))
     }
 
@@ -150,8 +202,12 @@ impl Engine {
     ///
     /// # Errors
     /// It is not attached.
-    pub fn disconnect(&self, network: &str, container: &str, force: bool) -> Result<(), EngineError> {
+    pub async fn disconnect(&self, network: &str, container: &str, force: bool) -> Result<(), EngineError> {
         let (network, container) = (self.network(network)?, self.container(container)?);
+        if has_machine(&container) && container.config.endpoints.contains_key(&network.name) {
+            let ask = Ask::Disconnect { network: network.name.clone() };
+            self.ask_running(&container.id, &ask).await?;
+        }
         self.database().change_config(&container.id, |config| {
             if config.endpoints.remove(&network.name).is_none() && !force {
                 return Err(EngineError::Conflict(format!(
@@ -162,6 +218,18 @@ impl Engine {
             Ok(())
         })?;
         self.network_event(&network, "disconnect", Some(&container.id))
+    }
+
+    /// What the switches of a running container's networks counted, by network.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub async fn network_counts(&self, container: &str) -> Result<BTreeMap<String, Report>, EngineError> {
+        let container = self.container(container)?;
+        match self.ask_running(&container.id, &Ask::Count).await? {
+            Reply::Counted(counts) => Ok(counts),
+            _ => Err(crate::engine::unexpected(&container)),
+        }
     }
 
     fn network_event(
@@ -182,6 +250,23 @@ impl Engine {
             attributes,
         })
     }
+}
+
+/// All networks, those that are always there first.
+pub(crate) fn all_networks(database: &Database) -> Result<Vec<Network>, EngineError> {
+    let mut all: Vec<Network> = ALWAYS.iter().map(|(name, driver)| always(name, driver)).collect();
+    all.extend(database.networks()?);
+    Ok(all)
+}
+
+/// The network that containers are in if nothing else is said.
+pub(crate) fn default_network() -> Network {
+    always("bridge", "bridge")
+}
+
+/// Whether a container has a machine now: one that waits to be started again has none.
+fn has_machine(container: &Container) -> bool {
+    matches!(container.state.status, Status::Running | Status::Paused)
 }
 
 /// A network that is always there; its id is made of its name, so that it is the same everywhere.
@@ -205,12 +290,22 @@ fn always(name: &str, driver: &str) -> Network {
 }
 
 /// The first range of Docker's pools that no network has.
-fn free_subnet(taken: &[String]) -> Result<Subnet, EngineError> {
+fn free_subnet(taken: &[Cidr]) -> Result<Subnet, EngineError> {
     let sixteen = (18..32).map(|n| (format!("172.{n}.0.0/16"), format!("172.{n}.0.1")));
     let twenty = (0..16).map(|n| (format!("192.168.{}.0/20", n * 16), format!("192.168.{}.1", n * 16)));
-    let free = sixteen.chain(twenty).find(|(subnet, _)| !taken.contains(subnet));
+    let free = sixteen.chain(twenty).find(|(subnet, _)| {
+        subnet.parse::<Cidr>().is_ok_and(|range| !taken.iter().any(|other| other.overlaps(&range)))
+    });
     let (subnet, gateway) = free.ok_or_else(|| {
         EngineError::Conflict("all predefined address pools have been fully subnetted".to_owned())
     })?;
     Ok(Subnet { subnet, range: String::new(), gateway })
+}
+
+/// A range of the addresses that everybody may have (RFC 4193), with a number that nobody else is likely to have.
+fn free_subnet6() -> Result<Subnet, EngineError> {
+    let digits = ids::random()?;
+    let part = |at: usize| digits.get(at..at + 4).unwrap_or("0").to_owned();
+    let prefix = format!("fd{}:{}:{}:{}", &part(0)[..2], part(4), part(8), part(12));
+    Ok(Subnet { subnet: format!("{prefix}::/64"), range: String::new(), gateway: String::new() })
 }

@@ -2,6 +2,8 @@
 
 mod viewer;
 
+use std::collections::BTreeMap;
+
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::routing::get;
@@ -21,6 +23,7 @@ pub fn routes() -> Router<App> {
         .route("/bulkhead/v1/host", get(host))
         .route("/bulkhead/v1/machines", get(machines))
         .route("/bulkhead/v1/containers/{id}/machine", get(machine))
+        .route("/bulkhead/v1/containers/{id}/networks", get(networks))
         .route("/bulkhead/v1/openapi.json", get(openapi))
         .merge(viewer::routes())
 }
@@ -31,8 +34,8 @@ pub fn routes() -> Router<App> {
         title = "Bulkhead",
         description = "What Bulkhead has beside Docker's Engine API, which the same server speaks under /v1.24 to /v1.50."
     ),
-    paths(host, machines, machine, openapi),
-    components(schemas(Host, Machine, Problem))
+    paths(host, machines, machine, networks, openapi),
+    components(schemas(Host, Machine, NetworkCounts, Problem))
 )]
 struct Description;
 
@@ -160,6 +163,43 @@ async fn machines(State(app): State<App>) -> Answer {
 )]
 async fn machine(State(app): State<App>, Path(id): Path<String>) -> Answer {
     json(&describe(&app.engine.container(&id)?, &app.engine))
+}
+
+/// What passed between a container and one of its networks, and what did not.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct NetworkCounts {
+    /// The network's name.
+    pub network: String,
+    /// Frames that the container sent.
+    pub sent: u64,
+    /// Frames that it was given.
+    pub received: u64,
+    /// Flows through the gateway.
+    pub flows: u64,
+    /// What was not let through, by reason (docs/networks.md).
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// What the switches of a running container's networks counted since they were attached to it.
+#[utoipa::path(
+    get,
+    path = "/bulkhead/v1/containers/{id}/networks",
+    params(("id" = String, Path, description = "A container's name, id, or an unambiguous beginning of its id")),
+    responses(
+        (status = 200, body = Vec<NetworkCounts>),
+        (status = 404, description = "No such container", body = Problem),
+        (status = 409, description = "It does not run", body = Problem)
+    )
+)]
+async fn networks(State(app): State<App>, Path(id): Path<String>) -> Answer {
+    let counts = app.engine.network_counts(&id).await?.into_iter().map(|(network, report)| NetworkCounts {
+        network,
+        sent: report.sent,
+        received: report.received,
+        flows: report.flows,
+        refused: report.refused.iter().map(|(reason, count)| (reason.word().to_owned(), *count)).collect(),
+    });
+    json(&counts.collect::<Vec<_>>())
 }
 
 /// This description.

@@ -57,8 +57,7 @@ async fn list(State(app): State<App>, query: Query) -> Answer {
         .take(limit.unwrap_or(usize::MAX))
         .collect();
     found.sort_by_key(|container| std::cmp::Reverse(container.created));
-    let mut list: Vec<_> =
-        found.iter().map(|container| summary::show(container, &networks, &app.engine)).collect();
+    let mut list: Vec<_> = found.iter().map(|container| summary::show(container, &app.engine)).collect();
     if query.flag("size") {
         for (line, container) in list.iter_mut().zip(&found) {
             let (writable, root) = super::disk_size(container, &app.engine).await;

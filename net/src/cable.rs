@@ -1,0 +1,97 @@
+//! The switch's end of a container's cable: a packet socket, one frame a packet, as the VMM's network device has it.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::sys::socket::{MsgFlags, recv, send};
+
+/// What came from a cable.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Received {
+    /// A frame of so many bytes.
+    Frame(usize),
+    /// A frame that was longer than the buffer; it is gone.
+    TooLong,
+    /// Nothing for now.
+    Nothing,
+    /// The machine is gone.
+    Closed,
+}
+
+/// A cable.
+#[derive(Debug)]
+pub struct Cable {
+    socket: OwnedFd,
+    /// A frame that the gateway made and that found no room.
+    waiting: Option<Vec<u8>>,
+    full: bool,
+    /// Frames that were put on it.
+    pub given: u64,
+}
+
+impl Cable {
+    /// Takes the socket.
+    #[must_use]
+    pub fn new(socket: OwnedFd) -> Self {
+        Self { socket, waiting: None, full: false, given: 0 }
+    }
+
+    /// Takes a frame; never waits.
+    pub fn receive(&self, buffer: &mut [u8]) -> Received {
+        match recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
+            Ok(0) => Received::Closed,
+            Ok(length) if length > buffer.len() => Received::TooLong,
+            Ok(length) => Received::Frame(length),
+            Err(nix::Error::EAGAIN | nix::Error::EINTR) => Received::Nothing,
+            Err(_) => Received::Closed,
+        }
+    }
+
+    /// Puts a frame on it if there is room; else it is lost.
+    pub fn offer(&mut self, frame: &[u8]) -> bool {
+        if self.full {
+            return false;
+        }
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        match send(self.socket.as_raw_fd(), frame, flags) {
+            Ok(_) => {
+                self.given += 1;
+                true
+            }
+            Err(nix::Error::EAGAIN) => {
+                self.full = true;
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Puts a frame on it, or keeps this one until there is room.
+    pub fn put(&mut self, frame: Vec<u8>) {
+        if !self.offer(&frame) && self.waiting.is_none() {
+            self.waiting = Some(frame);
+        }
+    }
+
+    /// There is no room: what makes frames shall wait.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// There may be room again.
+    pub fn on_room(&mut self) {
+        self.full = false;
+        if let Some(frame) = self.waiting.take()
+            && !self.offer(&frame)
+            && self.full
+        {
+            self.waiting = Some(frame);
+        }
+    }
+}
+
+impl AsFd for Cable {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
