@@ -27,6 +27,8 @@ impl Compose<'_> {
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("docker/compose.yml"))
             .args(args)
             .env("DOCKER_HOST", self.daemon.host())
+            // It makes containers anew from a field of images that Docker dropped in 1.45.
+            .env("COMPOSE_API_VERSION", "1.44")
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -56,6 +58,15 @@ fn three_services_go_up_scale_and_go_down() {
     let workers = "label=com.docker.compose.service=worker";
     assert_eq!(names(workers), ["trio_worker_1", "trio_worker_2", "trio_worker_3"]);
     assert_eq!(compose.ok(&["exec", "-T", "web", "sh", "-c", "echo $GREETING"]), "hello\n");
+    // Services find each other by name, and the host finds what is published.
+    assert_eq!(compose.ok(&["exec", "-T", "worker", "wget", "-qO-", "http://web/"]), "a page\n");
+    let published = compose.ok(&["port", "web", "80"]);
+    let page = Command::new("curl").args(["-sf", published.trim()]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&page.stdout), "a page\n", "{published} {page:?}");
+    // What one writes into a volume, its next container reads.
+    let _ = compose.ok(&["exec", "-T", "store", "sh", "-c", "echo kept > /data/file"]);
+    let _ = compose.ok(&["up", "-d", "--force-recreate", "-t", "1", "store"]);
+    assert_eq!(compose.ok(&["exec", "-T", "store", "cat", "/data/file"]), "kept\n");
     let _ = compose.ok(&["restart", "-t", "1", "store"]);
     let _ = compose.ok(&["stop", "-t", "1", "worker"]);
     assert_eq!(names(project), ["trio_store_1", "trio_web_1"]);

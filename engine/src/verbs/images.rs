@@ -99,7 +99,10 @@ impl Engine {
 }
 
 fn image_error(name: &str, source: image_unpack::Error) -> EngineError {
-    EngineError::Image { name: name.to_owned(), source: Box::new(source) }
+    match source {
+        image_unpack::Error::NotFound { .. } => EngineError::NoImage(name.to_owned()),
+        source => EngineError::Image { name: name.to_owned(), source: Box::new(source) },
+    }
 }
 
 fn add(total: &mut Removed, more: Removed) {

@@ -201,7 +201,7 @@ fn none_is_none_and_options_are_honoured() {
     // The servers of --dns are the gateway's to ask.
     let asked = site.world.resolver(OTHER, &[("x.example", &[FAR])]);
     let said = site.run(&["--dns", OTHER], "nslookup x.example");
-    assert!(said.contains(&format!("Address: {FAR}")) && asked.lock().unwrap().len() >= 1, "{said}");
+    assert!(said.contains(&format!("Address: {FAR}")) && !asked.lock().unwrap().is_empty(), "{said}");
     let _ =
         site.daemon.ok(&["network", "create", "--subnet", "10.9.0.0/24", "--gateway", "10.9.0.254", "fixed"]);
     let said = site.run(&["--network", "fixed", "--ip", "10.9.0.77"], "ip -4 addr show eth0; ip route");

@@ -8,12 +8,21 @@ use crate::body::json;
 use crate::error::ApiError;
 use crate::query::Query;
 use crate::routes::blocking;
+use crate::version::Version;
+
+/// From this version on, an image does not tell of a container any more.
+const WITHOUT_CONTAINER: Version = Version::new(1, 45);
 
 /// All about an image.
 ///
 /// # Errors
 /// There is no such image.
-pub async fn show(app: App, name: String, query: &Query) -> Result<Response<Body>, ApiError> {
+pub async fn show(
+    app: App,
+    name: String,
+    version: Version,
+    query: &Query,
+) -> Result<Response<Body>, ApiError> {
     let mut shown = blocking(move || {
         let image = app.engine.images().find(&name)?;
         let inspect = app.engine.images().inspect(image.id)?;
@@ -23,6 +32,12 @@ pub async fn show(app: App, name: String, query: &Query) -> Result<Response<Body
     if let Some(object) = shown.as_object_mut() {
         // What clients of Docker read beside it.
         object.insert("GraphDriver".into(), serde_json::json!({ "Name": "erofs", "Data": null }));
+        // The configuration of the container that the image was made in, once: compose v1 looks there for volumes.
+        if version < WITHOUT_CONTAINER
+            && let Some(config) = object.get("Config").cloned()
+        {
+            object.insert("ContainerConfig".into(), config);
+        }
         if !query.flag("manifests") {
             object.remove("Manifests");
         }

@@ -10,6 +10,7 @@ mod remove;
 
 use std::collections::BTreeMap;
 
+use axum::Extension;
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
@@ -25,6 +26,7 @@ use super::Answer;
 use crate::App;
 use crate::error::ApiError;
 use crate::query::Query;
+use crate::version::Version;
 
 pub use list::summaries;
 
@@ -54,9 +56,14 @@ async fn search() -> ApiError {
     )
 }
 
-async fn read(State(app): State<App>, Path(rest): Path<String>, query: Query) -> Answer {
+async fn read(
+    State(app): State<App>,
+    Path(rest): Path<String>,
+    Extension(version): Extension<Version>,
+    query: Query,
+) -> Answer {
     match rest.rsplit_once('/') {
-        Some((name, "json")) => inspect::show(app, name.to_owned(), &query).await,
+        Some((name, "json")) => inspect::show(app, name.to_owned(), version, &query).await,
         Some((name, "history")) => inspect::history(app, name.to_owned()).await,
         Some((name, "get")) => archive::save(app, vec![name.to_owned()]).await,
         _ => Err(ApiError::not_found("page not found")),
