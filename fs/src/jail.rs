@@ -7,8 +7,8 @@
 //! of its own is it the root itself; extended attributes, which need a path, are not to be had then.
 
 use std::ffi::{CStr, CString, OsStr};
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::{DirBuilder, File};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
@@ -16,14 +16,15 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use caps::{CapSet, Capability, CapsHashSet};
+use bulkhead_jail::{JailError, Users, at, close_others, isolate, keep_capabilities, limit, prctl};
+use caps::Capability;
 use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sched::CloneFlags;
+use nix::sys::resource::Resource;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, chdir, fchdir, fork, getpid, pivot_root};
+use nix::unistd::{ForkResult, chdir, fchdir, fork, pivot_root};
 
 use crate::filter;
 use crate::gate::Rules;
@@ -49,20 +50,22 @@ const KEPT: [Capability; 7] = [
     Capability::CAP_SETUID,
 ];
 
+/// Namespaces beside the users'.
+const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
+    .union(CloneFlags::CLONE_NEWPID)
+    .union(CloneFlags::CLONE_NEWNET)
+    .union(CloneFlags::CLONE_NEWIPC)
+    .union(CloneFlags::CLONE_NEWUTS);
+
+const LIMITS: [(Resource, u64); 4] = [
+    (Resource::RLIMIT_CORE, 0),
+    (Resource::RLIMIT_NOFILE, MAX_FILES),
+    (Resource::RLIMIT_DATA, MAX_MEMORY),
+    (Resource::RLIMIT_MEMLOCK, 0),
+];
+
 /// SECBIT_NO_SETUID_FIXUP, locked: capabilities do not come and go with user ids.
 const SECURE_BITS: libc::c_ulong = 1 << 2 | 1 << 3;
-
-/// Why there is no jail. The text is shown to people as it is.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {step}: {source}")]
-pub struct JailError {
-    step: &'static str,
-    source: io::Error,
-}
-
-fn at<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> JailError {
-    move |source| JailError { step, source: source.into() }
-}
 
 /// What is shared.
 #[derive(Debug)]
@@ -98,7 +101,7 @@ pub fn enter(share: Share, socket: OwnedFd) -> Result<Side, JailError> {
     fchdir(&folder).map_err(at("enter the folder"))?;
     drop(folder);
     let root = nix::unistd::geteuid().is_root();
-    isolate(root)?;
+    isolate(NAMESPACES, if root { Users::All } else { Users::myself_as(0) })?;
     // SAFETY: there is no other thread yet, so that the child may do what it likes.
     match unsafe { fork() }.map_err(at("make the server's process"))? {
         ForkResult::Parent { child } => {
@@ -168,10 +171,9 @@ fn inside(socket: OwnedFd, file: Option<&CStr>, read_only: bool, root: bool) -> 
             .map_err(at("prepare the folder"))?,
     };
     files.import().map_err(at("open the folder"))?;
-    limit()?;
+    limit(&LIMITS)?;
     drop_capabilities(root)?;
-    filter::install()
-        .map_err(|error| JailError { step: "install the filter", source: io::Error::other(error) })?;
+    filter::install().map_err(|error| JailError::new("install the filter", io::Error::other(error)))?;
     Ok(Side::Inside(Box::new(Folder::new(files, tree, Rules { squash: !root, xattrs })), socket))
 }
 
@@ -204,123 +206,18 @@ fn is_plain_file(tree: &OwnedFd) -> bool {
     tree.try_clone().map(File::from).and_then(|file| file.metadata()).is_ok_and(|metadata| metadata.is_file())
 }
 
-/// New namespaces of every kind, whose users are all of this process's if it is root, else only itself, as root.
-fn isolate(root: bool) -> Result<(), JailError> {
-    let step = "map users";
-    let (mut go, go_writer) = io::pipe().map_err(at(step))?;
-    let parent = getpid();
-    // Whoever makes a user namespace has no right to map users into it: that takes somebody from outside.
-    // SAFETY: as in `enter`.
-    let helper = match unsafe { fork() }.map_err(at(step))? {
-        ForkResult::Child => {
-            drop(go_writer);
-            let ready = go.read_exact(&mut [0]).is_ok();
-            let mapped = ready && map_users(parent.as_raw(), root).is_ok();
-            // SAFETY: always sound; nothing of the parent's is to be cleaned up.
-            unsafe { libc::_exit(i32::from(!mapped)) }
-        }
-        ForkResult::Parent { child } => child,
-    };
-    drop(go);
-    let all = CloneFlags::CLONE_NEWUSER
-        | CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWPID
-        | CloneFlags::CLONE_NEWNET
-        | CloneFlags::CLONE_NEWIPC
-        | CloneFlags::CLONE_NEWUTS;
-    let made = unshare(all);
-    if made.is_ok() {
-        (&go_writer).write_all(&[0]).map_err(at(step))?;
-    }
-    drop(go_writer);
-    let mapped = waitpid(helper, None).map_err(at(step))?;
-    made.map_err(at("make namespaces (are unprivileged user namespaces allowed?)"))?;
-    match mapped {
-        WaitStatus::Exited(_, 0) => Ok(()),
-        _ => Err(at(step)(io::Error::from(io::ErrorKind::PermissionDenied))),
-    }
-}
-
-fn map_users(pid: libc::pid_t, root: bool) -> io::Result<()> {
-    let write = |file: &str, text: &str| {
-        OpenOptions::new().write(true).open(format!("/proc/{pid}/{file}"))?.write_all(text.as_bytes())
-    };
-    if root {
-        for file in ["uid_map", "gid_map"] {
-            // Every user that there is here keeps its number.
-            let own = fs::read_to_string(format!("/proc/self/{file}"))?;
-            let same = own.lines().filter_map(|line| {
-                let mut fields = line.split_ascii_whitespace();
-                let (first, count) = (fields.next()?, fields.nth(1)?);
-                Some(format!("{first} {first} {count}\n"))
-            });
-            write(file, &same.collect::<String>())?;
-        }
-        return Ok(());
-    }
-    // Else a user could leave a group that keeps it out of something (user_namespaces(7)).
-    write("setgroups", "deny")?;
-    write("uid_map", &format!("0 {} 1", nix::unistd::geteuid()))?;
-    write("gid_map", &format!("0 {} 1", nix::unistd::getegid()))
-}
-
 fn die_with_parent() -> Result<(), JailError> {
     let signal = Signal::SIGKILL as libc::c_ulong;
     prctl(libc::PR_SET_PDEATHSIG, signal).map_err(at("follow the parent"))
 }
 
-fn prctl(option: libc::c_int, argument: libc::c_ulong) -> io::Result<()> {
-    // SAFETY: the options used here take a number.
-    let result = unsafe { libc::prctl(option, argument, 0, 0, 0) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// Closes every descriptor but standard ones and these.
-fn close_others(kept: &[libc::c_int]) {
-    let mut kept: Vec<libc::c_uint> = kept.iter().filter_map(|fd| libc::c_uint::try_from(*fd).ok()).collect();
-    kept.sort_unstable();
-    let mut first = 3;
-    for fd in kept.into_iter().chain([libc::c_uint::MAX]) {
-        if first < fd {
-            // SAFETY: this process has made no descriptor of its own yet that it would use again.
-            unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0) };
-        }
-        first = fd.saturating_add(1);
-    }
-}
-
-fn limit() -> Result<(), JailError> {
-    let step = "set limits";
-    for (resource, most) in [
-        (Resource::RLIMIT_CORE, 0),
-        (Resource::RLIMIT_NOFILE, MAX_FILES),
-        (Resource::RLIMIT_DATA, MAX_MEMORY),
-        (Resource::RLIMIT_MEMLOCK, 0),
-    ] {
-        let (_, hard) = getrlimit(resource).map_err(at(step))?;
-        let most = most.min(hard);
-        setrlimit(resource, most, most).map_err(at(step))?;
-    }
-    Ok(())
-}
-
 fn drop_capabilities(root: bool) -> Result<(), JailError> {
-    let step = "give up capabilities";
-    let failed = |error: caps::errors::CapsError| JailError { step, source: io::Error::other(error) };
-    // Alone, one is root of nothing but one's own files, and needs no capability for them.
-    let kept: CapsHashSet = if root { KEPT.into_iter().collect() } else { CapsHashSet::new() };
-    if root {
-        // The guest's kernel has checked what its users may do, by all their groups, which are not known here. What is done as one of
-        // them is done so that it belongs to them, not to be checked a second time.
-        prctl(libc::PR_SET_SECUREBITS, SECURE_BITS).map_err(at(step))?;
+    if !root {
+        // Alone, one is root of nothing but one's own files, and needs no capability for them.
+        return keep_capabilities(&[]);
     }
-    for capability in caps::all() {
-        if caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false) {
-            caps::drop(None, CapSet::Bounding, capability).map_err(failed)?;
-        }
-    }
-    caps::clear(None, CapSet::Ambient).map_err(failed)?;
-    caps::set(None, CapSet::Effective, &kept).map_err(failed)?;
-    caps::set(None, CapSet::Permitted, &kept).map_err(failed)?;
-    caps::clear(None, CapSet::Inheritable).map_err(failed)
+    // The guest's kernel has checked what its users may do, by all their groups, which are not known here. What is done as one of
+    // them is done so that it belongs to them, not to be checked a second time.
+    prctl(libc::PR_SET_SECUREBITS, SECURE_BITS).map_err(at("give up capabilities"))?;
+    keep_capabilities(&KEPT)
 }

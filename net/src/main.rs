@@ -1,6 +1,6 @@
 //! `bulkhead-net --listener FD`: the switch of one network, on a listening packet socket, until nobody has used it for a moment.
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 
 use bulkhead_net::host::HostAddresses;
@@ -32,7 +32,7 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<(), String> {
     }
     // SAFETY: it is open, as was just seen, and was left to this process for this use.
     let listener = unsafe { OwnedFd::from_raw_fd(listener) };
-    jail::close_others(&listener);
+    jail::close_others(&[listener.as_raw_fd()]);
     // The jail has no such sockets.
     let host = HostAddresses::open().map_err(|error| format!("asking for the host's addresses: {error}"))?;
     match jail::enter().map_err(|error| error.to_string())? {
