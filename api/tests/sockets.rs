@@ -4,14 +4,14 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use api::client::{Client, Endpoint, Target};
 use api::server::{Address, ServeError, TlsFiles, Token};
 use api::{Options, serve};
+use bulkhead_fixtures::authority::{Authority, Identity, Purpose};
 use engine::Engine;
 use engine::paths::Paths;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
@@ -94,32 +94,9 @@ async fn tcp_is_open_to_nobody_without_a_guard() {
     daemon.stop().await;
 }
 
-/// An authority, and files of a certificate that it signed.
-struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
-    directory: PathBuf,
-}
-
-impl Authority {
-    fn new(directory: &Path) -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        fs::create_dir_all(directory).unwrap();
-        fs::write(directory.join("ca.pem"), issuer.pem()).unwrap();
-        Self { issuer, directory: directory.to_owned() }
-    }
-
-    fn sign(&self, name: &str, purpose: ExtendedKeyUsagePurpose) -> TlsFiles {
-        let mut params = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
-        params.extended_key_usages = vec![purpose];
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let file = |kind: &str| self.directory.join(format!("{name}-{kind}.pem"));
-        fs::write(file("cert"), certificate.pem()).unwrap();
-        fs::write(file("key"), key.serialize_pem()).unwrap();
-        TlsFiles { authority: self.directory.join("ca.pem"), certificate: file("cert"), key: file("key") }
-    }
+fn files(identity: Identity) -> TlsFiles {
+    let Identity { authority, certificate, key } = identity;
+    TlsFiles { authority, certificate, key }
 }
 
 #[tokio::test]
@@ -127,17 +104,15 @@ async fn tls_lets_those_in_whose_certificate_is_of_the_authority() {
     let root = tempfile::tempdir().unwrap();
     let ours = Authority::new(&root.path().join("ours"));
     let theirs = Authority::new(&root.path().join("theirs"));
-    let server = ours.sign("server", ExtendedKeyUsagePurpose::ServerAuth);
+    let server = files(ours.sign("server", Purpose::Server));
     let daemon = daemon(root.path(), &Options { tls: Some(server), ..options("tcp://127.0.0.1:0") }).await;
     let address = format!("127.0.0.1:{}", daemon.port.unwrap());
     let with = |tls: Option<TlsFiles>| Endpoint::Tcp { address: address.clone(), tls, token: None };
 
-    let client = ours.sign("client", ExtendedKeyUsagePurpose::ClientAuth);
+    let client = files(ours.sign("client", Purpose::Client));
     assert_eq!(version(with(Some(client.clone()))).await.unwrap()["ApiVersion"], "1.50");
-    let stranger = TlsFiles {
-        authority: client.authority.clone(),
-        ..theirs.sign("client", ExtendedKeyUsagePurpose::ClientAuth)
-    };
+    let stranger =
+        TlsFiles { authority: client.authority.clone(), ..files(theirs.sign("client", Purpose::Client)) };
     assert!(version(with(Some(stranger))).await.unwrap_err().status().is_none());
     assert!(version(with(None)).await.unwrap_err().status().is_none(), "plain HTTP must not be answered");
     daemon.stop().await;

@@ -9,7 +9,7 @@ pub mod guest;
 pub mod image;
 pub mod venv;
 
-pub use bulkhead_fixtures::{disk, http, layout, registry, samples, tarfile, tools, tree, world};
+pub use bulkhead_fixtures::{authority, disk, http, layout, registry, samples, tarfile, tools, tree, world};
 
 use std::env;
 use std::fs;

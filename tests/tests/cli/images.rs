@@ -41,7 +41,7 @@ fn images_are_listed_named_saved_and_removed() {
             removed,
             format!("Untagged: localhost:5000/other/name:v1\nUntagged: busybox:latest\nDeleted: {id}")
         );
-        cli.fails(1, "the image busybox cannot be used", &["rmi", "busybox"]);
+        cli.fails(1, "No such image: busybox", &["rmi", "busybox"]);
         let saved = fs::read(path("saved.tar")).unwrap();
         let loaded = cli.fed(&["load", "-q"], &saved);
         let mut names: Vec<&str> = loaded.stdout.lines().collect();

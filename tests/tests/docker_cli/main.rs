@@ -5,6 +5,7 @@ mod containers;
 mod images;
 mod objects;
 mod run;
+mod sockets;
 mod streams;
 
 /// Whether a text is an id of 64 digits.
