@@ -188,7 +188,7 @@ fn an_unreadable_dev_kvm() {
         let status = Command::new("chmod").arg("-R").arg("a+rwX").arg(path).status().unwrap();
         assert!(status.success());
     };
-    for name in ["bulkhead", "bulkhead-vmm", "initramfs.cpio"] {
+    for name in ["bulkhead", "bulkhead-net", "bulkhead-vmm", "initramfs.cpio"] {
         fs::copy(Path::new(&program).with_file_name(name), copy.path().join(name)).unwrap();
     }
     open(copy.path());
@@ -229,8 +229,10 @@ fn a_full_disk() {
 /// An initramfs whose only file is another program in the agent's place.
 fn initramfs_with(bulkhead: &Bulkhead, program: &[u8]) -> tempfile::TempDir {
     let library = tempfile::tempdir().unwrap();
-    let vmm = Path::new(&std::env::var("BULKHEAD").unwrap()).with_file_name("bulkhead-vmm");
-    std::os::unix::fs::symlink(vmm, library.path().join("bulkhead-vmm")).unwrap();
+    for name in ["bulkhead-net", "bulkhead-vmm"] {
+        let program = Path::new(&std::env::var("BULKHEAD").unwrap()).with_file_name(name);
+        std::os::unix::fs::symlink(program, library.path().join(name)).unwrap();
+    }
     let work = bulkhead.root.path().join("initramfs");
     fs::create_dir_all(work.join("dev")).unwrap();
     fs::write(work.join("init"), program).unwrap();

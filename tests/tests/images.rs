@@ -63,7 +63,7 @@ fn an_ordinary_user_needs_no_rights() {
     let program = std::env::var("BULKHEAD").unwrap();
     let kernel = std::env::var("BULKHEAD_KERNEL_UML").unwrap();
     let home = tempfile::Builder::new().prefix("bulkhead-user-").tempdir_in("/tmp").unwrap();
-    for name in ["bulkhead", "bulkhead-vmm", "initramfs.cpio"] {
+    for name in ["bulkhead", "bulkhead-net", "bulkhead-vmm", "initramfs.cpio"] {
         fs::copy(Path::new(&program).with_file_name(name), home.path().join(name)).unwrap();
     }
     fs::copy(kernel, home.path().join("linux")).unwrap();
