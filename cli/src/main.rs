@@ -23,7 +23,12 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches};
 use clap_complete::CompleteEnv;
 
+/// Most heaps that glibc makes for threads. Each keeps memory that only its own threads use again, which counts where images are unpacked.
+const HEAPS: libc::c_int = 2;
+
 fn main() -> ExitCode {
+    // SAFETY: there is no other thread yet, and the option takes a number.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, HEAPS) };
     CompleteEnv::with_factory(args::Cli::command).var(commands::completion::VARIABLE).complete();
     let command = args::Cli::command();
     let text = help::grouped(&command);

@@ -48,6 +48,8 @@ fn measure(dir: &Path, source: &Source) -> (u64, String) {
     let status = Command::new(std::env::current_exe().unwrap())
         .args(["child", "--exact", "--nocapture", "--test-threads=1"])
         .env(CHILD, format!("{}|{source}", dir.display()))
+        // As `bulkhead` has it for itself.
+        .env("MALLOC_ARENA_MAX", "2")
         .stdout(Stdio::null())
         .status()
         .unwrap();

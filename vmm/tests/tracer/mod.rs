@@ -82,11 +82,20 @@ fn follow(vmm: Pid, mut guest: bool) -> Trace {
             // A new process or thread: its own first stop comes before or after this.
             (libc::SIGTRAP, libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_CLONE) => {
                 let new = Pid::from_raw(ptrace::getevent(pid).unwrap() as i32);
+                // What is left alone may be quick enough to have children before it is let go.
+                if left_alone.contains(&pid) {
+                    left_alone.insert(new);
+                    let _ = ptrace::detach(pid, None);
+                    continue;
+                }
                 meet(new, pid == vmm, &mut guest, &mut threads, &mut left_alone);
             }
             _ if signal == libc::SIGTRAP | 0x80 => on_call(pid, &mut threads, &mut trace),
             // The stop of a new or interrupted thread, or a group's: nothing to deliver.
             _ if event == libc::PTRACE_EVENT_STOP => {
+                if !threads.contains_key(&pid) && parent(pid).is_some_and(|it| left_alone.contains(&it)) {
+                    left_alone.insert(pid);
+                }
                 let is_process = inner(&threads).is_none();
                 meet(pid, is_process, &mut guest, &mut threads, &mut left_alone);
                 if left_alone.contains(&pid) {
@@ -106,6 +115,13 @@ fn follow(vmm: Pid, mut guest: bool) -> Trace {
         }
         let _ = ptrace::syscall(pid, None);
     }
+}
+
+/// The process that a process is the child of.
+fn parent(pid: Pid) -> Option<Pid> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let number = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    number.trim().parse().ok().map(Pid::from_raw)
 }
 
 /// The VMM's process in its jail, if it has come.
