@@ -8,9 +8,9 @@ BULKHEAD := $(BIN)/bulkhead
 
 BUILD_PACKAGES := bc bison busybox-static ca-certificates cpio curl e2fsprogs flex gcc libc6-dev libelf-dev libssl-dev make patch xz-utils
 TEST_PACKAGES := $(BUILD_PACKAGES) apache2-utils debootstrap docker-registry erofs-utils expect iproute2 openssl postgresql-client procps python3-venv redis-tools skopeo strace umoci util-linux wrk
-BENCH_PACKAGES := $(TEST_PACKAGES) containerd podman python3 runc
+BENCH_PACKAGES := $(TEST_PACKAGES) containerd iperf3 nftables podman python3 runc slirp4netns
 
-.PHONY: help setup setup-test setup-bench build kernel-uml kernel-kvm demo test bench bench-image bench-vmm fuzz lint fmt install clean
+.PHONY: help setup setup-test setup-bench build kernel-uml kernel-kvm demo test bench bench-image bench-net bench-vmm fuzz lint fmt install clean
 
 help: ## Show the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -46,6 +46,9 @@ bench: setup-bench build kernel-uml ## Time `run` beside runc, ctr and podman, a
 
 bench-image: setup-bench ## Time making an image ready beside podman, containerd and umoci
 	@python3 image-unpack/benches/bench-image.py
+
+bench-net: setup-bench build kernel-uml ## Networks (iperf3) and files (fio) beside podman with slirp4netns and runc with a bridge
+	@python3 tests/bench/net.py $(BULKHEAD)
 
 fuzz: setup ## Run the fuzzers, FUZZ_SECONDS each (60), beginning with the kept corpus
 	@image-unpack/fuzz/run.sh

@@ -32,6 +32,7 @@ pub mod timings;
 pub mod trace;
 mod truth;
 mod verbs;
+mod volume_disk;
 mod volumes;
 
 pub use crate::engine::Engine;

@@ -21,6 +21,7 @@ use crate::filters::{Filters, matches_name};
 use crate::query::Query;
 use crate::times;
 use crate::translate::mounts::{volume_name, volume_path};
+use crate::units::parse_bytes;
 
 pub fn routes() -> Router<App> {
     Router::new()
@@ -100,16 +101,18 @@ fn options(mut body: Fields) -> Result<VolumeOptions, ApiError> {
         }
     }
     let options: BTreeMap<String, String> = body.take("DriverOpts")?;
-    if let Some((option, value)) = options.iter().next() {
+    let size = options.get("size").map(|size| parse_bytes(size)).transpose();
+    let size = size.map_err(|why| ApiError::bad(format!("volume option size: {why}")))?;
+    if let Some((option, value)) = options.iter().find(|(option, _)| *option != "size") {
         return Err(ApiError::refused(
             &format!("--opt {option}={value:.64}"),
-            "volumes are folders of this host and mount nothing",
+            "volumes mount nothing of the host's; only size is known",
             "mount it on the host, and bind that folder",
         ));
     }
     let labels = body.take("Labels")?;
     body.finish(&[])?;
-    Ok(VolumeOptions { name, labels, options })
+    Ok(VolumeOptions { name, labels, options, size })
 }
 
 async fn create(State(app): State<App>, body: JsonBody) -> Answer {
@@ -170,7 +173,9 @@ mod tests {
         assert_eq!(read("{}").unwrap().name, None);
         let full = read(r#"{"Name":"data","Driver":"local","DriverOpts":{},"Labels":{"a":"b"}}"#).unwrap();
         assert_eq!((full.name.as_deref(), full.labels["a"].as_str()), (Some("data"), "b"));
+        assert_eq!(read(r#"{"DriverOpts":{"size":"1.5g"}}"#).unwrap().size, Some(3 << 29));
         for (bad, word) in [
+            (r#"{"DriverOpts":{"size":"much"}}"#, "volume option size"),
             (r#"{"Name":"../x"}"#, "invalid characters"),
             (r#"{"Driver":"nfs"}"#, "volume driver nfs cannot be done"),
             (r#"{"DriverOpts":{"type":"nfs"}}"#, "--opt type=nfs cannot be done"),

@@ -16,6 +16,9 @@ pub struct Volume {
     pub anonymous: bool,
     /// Free names and values of the caller.
     pub labels: BTreeMap<String, String>,
-    /// Options of the driver.
+    /// Options of the driver, as they were given.
     pub options: BTreeMap<String, String>,
+    /// Bytes of its disk, if it has one of its own: the most that it can hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
 }

@@ -38,6 +38,7 @@ use crate::directory::Directory;
 use crate::events;
 use crate::model::{Container, EventKind, Outcome};
 use crate::paths::Paths;
+use crate::volume_disk::Mounts;
 use crate::{Database, EngineError};
 
 use hub::{Hub, Input};
@@ -61,6 +62,8 @@ struct Supervisor {
     run: RefCell<Option<Rc<Run>>>,
     /// A machine that only shows the disk of a container that does not run.
     helper: files::Helper,
+    /// Disks of its volumes.
+    mounts: RefCell<Mounts>,
     hub: Rc<Hub>,
     /// The first process's standard input, while it runs.
     input: watch::Sender<Option<Input>>,
@@ -120,6 +123,7 @@ fn open(paths: Paths, id: &str) -> Result<Option<(Rc<Supervisor>, crate::directo
             lifecycle: Mutex::new(()),
             run: RefCell::new(None),
             helper: files::Helper::default(),
+            mounts: RefCell::default(),
             hub: Rc::new(Hub::default()),
             input: watch::channel(None).0,
             waiters: RefCell::default(),

@@ -84,6 +84,7 @@ impl Booted {
         nets: Vec<NetCard>,
         timings: &Timings,
     ) -> Result<Self, EngineError> {
+        supervisor.mounts.borrow_mut().ensure(&supervisor.paths, &supervisor.database, container)?;
         if Filling::needs_another_machine(&supervisor.paths, &supervisor.directory, container) {
             // The container's own machine cannot write to all of its volumes.
             let mut filler = container.clone();

@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 
 use crate::model::{ContainerConfig, Mount, MountKind, Volume, now};
-use crate::{Engine, EngineError, ids, names, volumes};
+use crate::{Engine, EngineError, ids, names, volume_disk, volumes};
 
 /// What a new volume is to be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -16,8 +16,10 @@ pub struct VolumeOptions {
     pub name: Option<String>,
     /// Free names and values.
     pub labels: BTreeMap<String, String>,
-    /// Options of the driver.
+    /// Options of the driver, as they were given; [`size`](Self::size) says what they mean.
     pub options: BTreeMap<String, String>,
+    /// Most bytes that it can hold, 64 MiB to 16 TiB; absent: what the host's disk holds. Takes root.
+    pub size: Option<u64>,
 }
 
 impl Engine {
@@ -46,15 +48,9 @@ impl Engine {
     /// Creates a volume; one that is there already is returned as it is.
     ///
     /// # Errors
-    /// The name is malformed, or an option is not supported.
+    /// The name is malformed, or a volume of this size cannot be had here.
     pub fn create_volume(&self, options: VolumeOptions) -> Result<Volume, EngineError> {
-        if let Some(option) = options.options.keys().next() {
-            return Err(EngineError::Option {
-                option: format!("volume option {option}"),
-                why: "volumes are folders of the host's own disk, which no option changes".to_owned(),
-                next: "create it without options".to_owned(),
-            });
-        }
+        options.size.map_or(Ok(()), volume_disk::check)?;
         if let Some(name) = &options.name {
             names::check_volume(name)?;
         }
@@ -64,6 +60,7 @@ impl Engine {
             created: now(),
             labels: options.labels,
             options: options.options,
+            size: options.size,
         };
         let data = self.volume_path(&volume);
         fs::DirBuilder::new()
@@ -71,11 +68,29 @@ impl Engine {
             .mode(0o755)
             .create(&data)
             .map_err(EngineError::io(format!("making the volume {}", volume.name)))?;
-        let there = self.database().insert_volume(&volume)?;
+        let there = match volume.size {
+            None => self.database().insert_volume(&volume)?,
+            Some(bytes) => self.insert_with_disk(&volume, bytes)?,
+        };
         if there == volume {
             self.record(&volumes::event(&there, "create"))?;
         }
         Ok(there)
+    }
+
+    /// Writes a volume with a size down, once its disk is made.
+    fn insert_with_disk(&self, volume: &Volume, bytes: u64) -> Result<Volume, EngineError> {
+        let directory = self.paths().volumes().join(&volume.name);
+        let _alone = volume_disk::lock(&directory)?;
+        match self.database().volume(&volume.name) {
+            Err(EngineError::NoVolume(_)) => {}
+            there => return there,
+        }
+        if let Err(error) = volume_disk::create(&directory, bytes, &self.paths().cache_files()) {
+            let _ = fs::remove_dir_all(&directory);
+            return Err(error);
+        }
+        self.database().insert_volume(volume)
     }
 
     /// Removes a volume that no container uses. `force`: one that is not there is no error.
@@ -103,7 +118,11 @@ impl Engine {
     /// It cannot be read.
     pub fn volume_usage(&self, name: &str) -> Result<u64, EngineError> {
         let volume = self.volume(name)?;
-        usage(&self.volume_path(&volume)).map_err(EngineError::io(format!("measuring the volume {name}")))
+        let usage = match volume.size {
+            None => usage(&self.volume_path(&volume)),
+            Some(_) => volume_disk::usage(&self.paths().volumes().join(name)),
+        };
+        usage.map_err(EngineError::io(format!("measuring the volume {name}")))
     }
 
     /// Makes the volumes that a new container names, and those that its image wants.

@@ -7,6 +7,7 @@ mod deaths;
 mod limits;
 mod mounts;
 mod posix;
+mod sizes;
 
 use std::fs;
 use std::path::{Path, PathBuf};
