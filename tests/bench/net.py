@@ -68,24 +68,27 @@ class Bulkhead:
         self.environment = {**os.environ, "BULKHEAD_ROOT": str(work / "bulkhead")}
         accelerator = sh(program, "accelerator", env=self.environment).strip()
         self.name = f"bulkhead ({accelerator})"
-        sh(program, "network", "create", "bench", env=self.environment)
+        self.count = 0
+        self.call("network", "create", "bench")
 
-    def command(self, words, publish, volume):
-        options = ["--network", "bench", "--storage-opt", "size=4g"]
-        options += ["-p", f"{PUBLISHED}:{publish}"] if publish else []
-        options += ["-v", f"{volume}:/v"] if volume else []
-        return [self.program, "run", "--rm", *options, self.image, *words]
+    def call(self, *words):
+        return sh(self.program, *words, env=self.environment).strip()
 
     @contextlib.contextmanager
     def started(self, words, publish=None, volume=None):
         """The container, running, and the address at which others of its network reach it."""
-        process = subprocess.Popen(
-            self.command(words, publish, volume), env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        self.count += 1
+        name = f"bench{self.count}"
+        options = ["--name", name, "--network", "bench"]
+        options += ["-p", f"{PUBLISHED}:{publish}"] if publish else []
+        options += ["-v", f"{volume}:/v"] if volume else []
+        made = [self.program, "run", *options, self.image, *words]
+        process = subprocess.Popen(made, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
-            yield process, "172.18.0.2"
+            time.sleep(1)
+            yield process, self.call("inspect", "-f", "{{.NetworkSettings.Networks.bench.IPAddress}}", name)
         finally:
-            process.terminate()
+            self.call("rm", "-f", name)
             process.communicate(timeout=30)
 
 

@@ -73,6 +73,9 @@ pub struct Create {
     /// No way out of the network
     #[arg(long)]
     internal: bool,
+    /// Rule for what may leave: deny-all, allow=NAME:443, deny=10.0.0.0/8
+    #[arg(long, value_name = "RULE")]
+    egress: Vec<String>,
     /// IPv6 addresses, too
     #[arg(long)]
     ipv6: bool,
@@ -190,7 +193,8 @@ async fn create(client: &Client, args: &Create) -> Result<u8, Failure> {
     body.set("Internal", args.internal);
     body.set("EnableIPv6", args.ipv6);
     body.set("Options", object(values::pairs("--opt", &args.opt)?));
-    body.set("Labels", object(values::pairs("--label", &args.label)?));
+    let labels = values::pairs("--label", &args.label)?;
+    body.set("Labels", object(values::egress(labels, &args.egress)?));
     if !subnets.is_empty() {
         body.set("IPAM", json!({ "Config": subnets }));
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::flags::{ContainerFlags, EndFlags};
-use super::values::{Object, duration, environment, file, labels};
+use super::values::{Object, duration, egress, environment, file, labels};
 use super::{host, mounts, network};
 use crate::failure::Failure;
 
@@ -73,7 +73,7 @@ pub fn body(
     body.set("User", flags.user.clone());
     body.set("Hostname", hostname("--hostname", flags.hostname.as_deref())?);
     body.set("Domainname", hostname("--domainname", flags.domainname.as_deref())?);
-    body.set("Labels", object(labels(&flags.label_file, &flags.label)?));
+    body.set("Labels", object(egress(labels(&flags.label_file, &flags.label)?, &flags.network.egress)?));
     body.set("Tty", flags.tty);
     body.set("OpenStdin", flags.interactive);
     // Whoever types ends the input by going away.
@@ -200,6 +200,7 @@ mod tests {
             f.entrypoint = Some(String::new());
             f.interactive = true;
             f.label = vec!["a=b".into()];
+            f.network.egress = vec!["allow=example.org:443".into(), "deny-all".into()];
             f.end.health_cmd = Some("true".into());
             f.end.health_interval = Some("2s".into());
             f.limits.memory = Some("64m".into());
@@ -211,6 +212,7 @@ mod tests {
         assert_eq!(body["Entrypoint"], serde_json::json!([""]));
         assert_eq!((&body["OpenStdin"], &body["StdinOnce"]), (&true.into(), &true.into()));
         assert_eq!(body["Labels"]["a"], "b");
+        assert_eq!(body["Labels"]["bulkhead.egress"], "allow=example.org:443,deny-all");
         assert_eq!(body["Healthcheck"]["Test"][1], "true");
         assert_eq!(body["Healthcheck"]["Interval"], 2_000_000_000i64);
         assert_eq!(body["HostConfig"]["Memory"], 64 << 20);
@@ -222,7 +224,11 @@ mod tests {
     #[test]
     fn bad_values_are_refused_by_the_options_name() {
         type Change = fn(&mut ContainerFlags);
-        let bad: [(&str, Change); 12] = [
+        let bad: [(&str, Change); 13] = [
+            ("--egress deny-all", |f| {
+                f.network.egress = vec!["deny-all".into()];
+                f.label = vec!["bulkhead.egress=allow-all".into()];
+            }),
             ("--memory lots", |f| f.limits.memory = Some("lots".into())),
             ("--memory 1m", |f| f.limits.memory = Some("1m".into())),
             ("--cpus 0", |f| f.limits.cpus = Some("0".into())),

@@ -189,6 +189,9 @@ pub struct NetworkFlags {
     /// Domain in which names are looked for
     #[arg(long, value_name = "DOMAIN")]
     pub dns_search: Vec<String>,
+    /// Rule for what may leave: deny-all, allow=NAME:443, deny=10.0.0.0/8
+    #[arg(long, value_name = "RULE")]
+    pub egress: Vec<String>,
     /// Further line of /etc/hosts
     #[arg(long, value_name = "NAME:ADDRESS")]
     pub add_host: Vec<String>,

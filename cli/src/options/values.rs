@@ -10,6 +10,8 @@ use serde_json::{Map, Value};
 
 use crate::failure::Failure;
 
+/// The label in which Docker's API carries rules for what may leave.
+const EGRESS: &str = "bulkhead.egress";
 /// Most bytes of a file with variables, labels or a seccomp profile.
 const MAX_FILE: u64 = 1 << 20;
 /// Nanoseconds of the units of time that Docker knows, longest name first.
@@ -137,6 +139,26 @@ pub fn labels(files: &[String], entries: &[String]) -> Result<BTreeMap<String, S
     }
     all.extend(entries.iter().cloned());
     pairs("--label", &all)
+}
+
+/// Labels with rules for what may leave, for which Docker's API has no field of its own.
+///
+/// # Errors
+/// A label says rules as well.
+pub fn egress(
+    mut labels: BTreeMap<String, String>,
+    rules: &[String],
+) -> Result<BTreeMap<String, String>, Failure> {
+    if rules.is_empty() {
+        return Ok(labels);
+    }
+    let rules = rules.join(",");
+    if labels.contains_key(EGRESS) {
+        let why = format!("a label {EGRESS} says rules as well");
+        return Err(Failure::option("--egress", &rules, why, "give all rules with --egress"));
+    }
+    labels.insert(EGRESS.to_owned(), rules);
+    Ok(labels)
 }
 
 /// Names with values.
