@@ -59,7 +59,9 @@ pub(crate) fn check(bytes: u64) -> Result<(), EngineError> {
     }
     match OpenOptions::new().read(true).write(true).open("/dev/loop-control") {
         Ok(_) => Ok(()),
-        Err(e) => refuse(&format!("this host has no loop devices for its disk (/dev/loop-control: {e})"), bind),
+        Err(e) => {
+            refuse(&format!("this host has no loop devices for its disk (/dev/loop-control: {e})"), bind)
+        }
     }
 }
 

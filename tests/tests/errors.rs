@@ -166,7 +166,7 @@ fn a_missing_kernel_initramfs_or_vmm() {
 }
 
 #[test]
-fn an_unreadable_dev_kvm() {
+fn what_an_ordinary_user_may_not_do() {
     let Some(bulkhead) = Bulkhead::new() else { return };
     if !Path::new("/dev/kvm").exists() {
         let ran = bulkhead.ran(&["run", "--rm", "--accel", "kvm", &busybox(), "true"]);
@@ -193,15 +193,18 @@ fn an_unreadable_dev_kvm() {
     }
     open(copy.path());
     open(bulkhead.root.path());
-    let ran: Ran = Command::new("setpriv")
-        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
-        .arg(copy.path().join("bulkhead"))
-        .args(["run", "--rm", "--accel", "kvm", "busybox", "true"])
-        .env("BULKHEAD_ROOT", bulkhead.root.path())
-        .env("BULKHEAD_CACHE", copy.path())
-        .output()
-        .unwrap()
-        .into();
+    let nobodys = |args: &[&str]| -> Ran {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
+            .arg(copy.path().join("bulkhead"))
+            .args(args);
+        command.env("BULKHEAD_ROOT", bulkhead.root.path()).env("BULKHEAD_CACHE", copy.path());
+        command.output().unwrap().into()
+    };
+    let ran = nobodys(&["volume", "create", "-o", "size=64m", "small"]);
+    assert_error(&bulkhead, &ran, 1, "a volume of 67108864 bytes cannot be done", "which takes root");
+    let ran = nobodys(&["run", "--rm", "--accel", "kvm", "busybox", "true"]);
     assert_error(&bulkhead, &ran, 125, "kvm accelerator cannot be used", "may not be opened by this user");
 }
 
