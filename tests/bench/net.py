@@ -58,6 +58,22 @@ def in_world(*words):
     return ["ip", "netns", "exec", "world", *[str(word) for word in words]]
 
 
+def ended(process, end, environment=None):
+    """Ends a container whose command may still be on its way to it."""
+    if process.returncode is not None:
+        subprocess.run([str(word) for word in end], env=environment, capture_output=True)
+        return
+    for _ in range(60):
+        subprocess.run([str(word) for word in end], env=environment, capture_output=True)
+        try:
+            process.communicate(timeout=0.5)
+            return
+        except subprocess.TimeoutExpired:
+            pass
+    process.kill()
+    raise RuntimeError("a container does not end")
+
+
 class Skipped(Exception):
     pass
 
@@ -70,13 +86,14 @@ class Bulkhead:
         self.name = f"bulkhead ({accelerator})"
         self.count = 0
         self.call("network", "create", "bench")
+        self.call("run", "--rm", self.image, "true")
 
     def call(self, *words):
         return sh(self.program, *words, env=self.environment).strip()
 
     @contextlib.contextmanager
     def started(self, words, publish=None, volume=None):
-        """The container, running, and the address at which others of its network reach it."""
+        """The container, started, and what tells the address at which others of its network reach it."""
         self.count += 1
         name = f"bench{self.count}"
         options = ["--name", name, "--network", "bench"]
@@ -85,11 +102,9 @@ class Bulkhead:
         made = [self.program, "run", *options, self.image, *words]
         process = subprocess.Popen(made, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
-            time.sleep(1)
-            yield process, self.call("inspect", "-f", "{{.NetworkSettings.Networks.bench.IPAddress}}", name)
+            yield process, lambda: self.call("inspect", "-f", "{{.NetworkSettings.Networks.bench.IPAddress}}", name)
         finally:
-            self.call("rm", "-f", name)
-            process.communicate(timeout=30)
+            ended(process, [self.program, "rm", "-f", name], self.environment)
 
 
 class Podman:
@@ -106,11 +121,13 @@ class Podman:
         words = (loaded.stdout + loaded.stderr).split()
         if loaded.returncode or not words:
             raise Skipped("podman cannot load the image: " + loaded.stderr.strip()[-120:])
-        self.image = words[-1]
+        self.image, self.count = words[-1], 0
 
     @contextlib.contextmanager
     def started(self, words, publish=None, volume=None):
-        options = ["--network", "slirp4netns", "--runtime", "runc", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
+        self.count += 1
+        name = f"bench{self.count}"
+        options = ["--name", name, "--network", "slirp4netns", "--runtime", "runc", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
         options += ["-p", f"{PUBLISHED}:{publish}"] if publish else []
         options += ["-v", f"{volume}:/v"] if volume else []
         command = [*self.podman, "run", "--rm", "--init=false", *options, self.image, *words]
@@ -118,8 +135,7 @@ class Podman:
         try:
             yield process, None
         finally:
-            subprocess.run([*self.podman, "kill", "--all"], capture_output=True)
-            process.communicate(timeout=30)
+            ended(process, [*self.podman, "kill", name])
 
 
 class Runc:
@@ -168,10 +184,9 @@ class Runc:
             [*runc, "run", "--bundle", bundle, name], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         try:
-            yield process, address
+            yield process, lambda: address
         finally:
-            subprocess.run([*runc, "kill", name, "KILL"], capture_output=True)
-            process.communicate(timeout=30)
+            ended(process, [*runc, "kill", name, "KILL"])
             subprocess.run([*runc, "delete", "-f", name], capture_output=True)
             sh("ip", "netns", "del", name)
             if publish:
@@ -215,7 +230,7 @@ def networks(engine):
     def figure(name, measure):
         try:
             figures[name] = measure()
-        except (RuntimeError, subprocess.SubprocessError, KeyError, ValueError) as error:
+        except (RuntimeError, subprocess.SubprocessError, KeyError, ValueError, TypeError) as error:
             figures[name] = f"{type(error).__name__}: {str(error)[-160:]}"
 
     figure("to the world, Gbit/s", lambda: gigabits(output(engine, client(WORLD, IPERF))))
@@ -242,7 +257,7 @@ def networks(engine):
             if address is None:
                 raise RuntimeError("its containers have no network in common")
             time.sleep(3)
-            return output(engine, words(address))
+            return output(engine, words(address()))
 
     figure("container to container, Gbit/s", lambda: gigabits(neighbours(["iperf3", "-s"], lambda a: client(a, IPERF))))
     figure(
