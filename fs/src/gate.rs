@@ -14,7 +14,8 @@ const SETXATTR: u32 = 21;
 const GETXATTR: u32 = 22;
 const LISTXATTR: u32 = 23;
 const REMOVEXATTR: u32 = 24;
-const INIT: u32 = 26;
+/// The guest says what it can, and is told what is done.
+pub const INIT: u32 = 26;
 const CREATE: u32 = 35;
 /// The guest lets go of the folder. The file system has no answer to it, but a guest waits for one.
 pub const DESTROY: u32 = 38;
@@ -61,10 +62,17 @@ const ALLOWED: [u32; 37] = [
     47, // COPY_FILE_RANGE
 ];
 
-/// Features of FUSE that a guest may turn on, as bits of INIT's flags: ASYNC_READ, ATOMIC_O_TRUNC, BIG_WRITES, AUTO_INVAL_DATA,
-/// DO_READDIRPLUS, READDIRPLUS_AUTO, ASYNC_DIO, PARALLEL_DIROPS, HANDLE_KILLPRIV_V2. Not MAX_PAGES, for larger requests; nor
-/// anything of the second word, which INIT_EXT would announce.
-const FEATURES: u32 = 1 | 1 << 3 | 1 << 5 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 15 | 1 << 18 | 1 << 28;
+/// Features of FUSE that the file system knows and a guest may turn on, as bits of INIT's flags: DO_READDIRPLUS, READDIRPLUS_AUTO,
+/// HANDLE_KILLPRIV_V2. Nothing of the second word, which INIT_EXT would announce.
+const KNOWN: u32 = 1 << 13 | 1 << 14 | 1 << 28;
+/// Features that the file system has without knowing, because the library's caller is to know: ASYNC_READ, BIG_WRITES and
+/// PARALLEL_DIROPS. Without BIG_WRITES every page that is written would be a request. Not MAX_PAGES, for requests of more than 128 KiB.
+const HAD: u32 = 1 | 1 << 5 | 1 << 18;
+const BIG_WRITES: u32 = 1 << 5;
+/// Most bytes that a guest writes at a time.
+const MAX_WRITE: u32 = 128 << 10;
+/// Bytes of an answer's header: length, error, id.
+const ANSWER: usize = 16;
 
 /// Extended attributes that a guest may set. Others mean something to the host.
 const SETTABLE: &[u8] = b"user.";
@@ -154,12 +162,33 @@ pub fn examine(request: &mut [u8], rules: Rules) -> Verdict {
     if operation == INIT {
         let at = HEADER + 12;
         let Some(flags) = word(request, at) else { return refuse(libc::EINVAL) };
-        request[at..at + 4].copy_from_slice(&(flags & FEATURES).to_le_bytes());
+        request[at..at + 4].copy_from_slice(&(flags & (KNOWN | HAD)).to_le_bytes());
     }
     if rules.squash {
         request[24..32].fill(0);
     }
     Verdict::Pass
+}
+
+/// The features that an INIT asks for.
+#[must_use]
+pub fn asked(init: &[u8]) -> u32 {
+    word(init, HEADER + 12).unwrap_or(0)
+}
+
+/// Completes the answer to an INIT that [`asked`] for this: what the file system has of it, and how much may be written at a time. An
+/// error stays as it is.
+pub fn complete_init(asked: u32, answer: &mut [u8]) {
+    let (flags, max_write) = (ANSWER + 12, ANSWER + 20);
+    let Some(told) = word(answer, flags) else { return };
+    if let Some(place) = answer.get_mut(flags..flags + 4) {
+        place.copy_from_slice(&(told | asked & HAD).to_le_bytes());
+    }
+    if asked & HAD & BIG_WRITES != 0
+        && let Some(place) = answer.get_mut(max_write..max_write + 4)
+    {
+        place.copy_from_slice(&MAX_WRITE.to_le_bytes());
+    }
 }
 
 fn word(request: &[u8], at: usize) -> Option<u32> {
@@ -223,11 +252,27 @@ mod tests {
     fn only_known_features_are_turned_on() {
         let mut init = request(INIT, &[0xff; 64]);
         assert_eq!(examine(&mut init, PLAIN), Verdict::Pass);
-        assert_eq!(init[HEADER + 12..HEADER + 16], FEATURES.to_le_bytes());
+        assert_eq!(init[HEADER + 12..HEADER + 16], (KNOWN | HAD).to_le_bytes());
         assert_eq!(
             examine(&mut request(INIT, &[0; 8]), PLAIN),
             Verdict::Refuse { unique: 7, errno: libc::EINVAL }
         );
+    }
+
+    #[test]
+    fn what_the_file_system_has_is_told() {
+        let answer = |asked: u32, told: u32, length: usize| {
+            let init = request(INIT, &[0, 0, 0, asked].map(u32::to_le_bytes).concat());
+            let mut answer = vec![0; length];
+            if length > 32 {
+                answer[28..32].copy_from_slice(&told.to_le_bytes());
+            }
+            complete_init(super::asked(&init), &mut answer);
+            (word(&answer, 28), word(&answer, 36))
+        };
+        assert_eq!(answer(u32::MAX, 1 << 13, 80), (Some(1 << 13 | HAD), Some(128 << 10)));
+        assert_eq!(answer(1, 0, 80), (Some(1), Some(0)));
+        assert_eq!(answer(u32::MAX, 0, 16), (None, None), "an error stays one");
     }
 
     #[test]

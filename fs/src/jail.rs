@@ -173,8 +173,10 @@ fn inside(socket: OwnedFd, file: Option<&CStr>, read_only: bool, root: bool) -> 
     files.import().map_err(at("open the folder"))?;
     limit(&LIMITS)?;
     drop_capabilities(root)?;
+    let folder =
+        Folder::new(files, tree, Rules { squash: !root, xattrs }).map_err(at("prepare the folder"))?;
     filter::install().map_err(|error| JailError::new("install the filter", io::Error::other(error)))?;
-    Ok(Side::Inside(Box::new(Folder::new(files, tree, Rules { squash: !root, xattrs })), socket))
+    Ok(Side::Inside(Box::new(folder), socket))
 }
 
 /// Puts a file into an empty folder, below the working directory, and takes that.

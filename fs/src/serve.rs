@@ -1,13 +1,15 @@
 //! The loop: a packet in, a packet out.
 
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::io::{self, PipeReader, PipeWriter, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
 
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::passthrough::PassthroughFs;
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader, Writer};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{MsgFlags, recv, send};
+use nix::unistd::write;
 
 use crate::gate::{self, MAX_REQUEST, Rules, Verdict};
 
@@ -17,6 +19,8 @@ const THREADS: usize = 4;
 /// A folder, ready to be served.
 pub struct Folder {
     server: Server<PassthroughFs>,
+    /// Where the library writes its answer to INIT, which is completed.
+    inits: Mutex<(PipeReader, PipeWriter)>,
     /// The mount that it lies in.
     _tree: OwnedFd,
     rules: Rules,
@@ -24,9 +28,14 @@ pub struct Folder {
 
 impl Folder {
     /// Serves this file system, which lies in this mount.
-    #[must_use]
-    pub fn new(files: PassthroughFs, tree: OwnedFd, rules: Rules) -> Self {
-        Self { server: Server::new(files), _tree: tree, rules }
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn new(files: PassthroughFs, tree: OwnedFd, rules: Rules) -> io::Result<Self> {
+        let (reader, writer) = io::pipe()?;
+        // A library that answers nothing must not be waited for.
+        fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        Ok(Self { server: Server::new(files), inits: Mutex::new((reader, writer)), _tree: tree, rules })
     }
 }
 
@@ -62,7 +71,8 @@ fn work(folder: &Folder, socket: &OwnedFd) -> io::Result<()> {
         };
         let request = &mut request[..length];
         match gate::examine(request, folder.rules) {
-            Verdict::Pass => pass(folder, socket, request, &mut reply),
+            Verdict::Pass if is(request, gate::INIT) => init(folder, socket, request, &mut reply),
+            Verdict::Pass => answer(folder, socket.as_fd(), request, &mut reply),
             Verdict::Refuse { unique, errno } => {
                 // If the other end is gone, the next read says so.
                 let _ = send(socket.as_raw_fd(), &gate::error(unique, errno), MsgFlags::MSG_NOSIGNAL);
@@ -72,20 +82,37 @@ fn work(folder: &Folder, socket: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// Has the file system answer; each answer is one write to the socket, and so one packet.
-fn pass(folder: &Folder, socket: &OwnedFd, request: &mut [u8], reply: &mut [u8]) {
+fn is(request: &[u8], operation: u32) -> bool {
+    request[4..8] == operation.to_le_bytes()
+}
+
+/// Has the file system answer to INIT, and completes the answer.
+fn init(folder: &Folder, socket: &OwnedFd, request: &mut [u8], reply: &mut [u8]) {
+    // A thread that panicked has ended the process already.
+    let Ok(mut inits) = folder.inits.lock() else { return };
+    let asked = gate::asked(request);
+    answer(folder, inits.1.as_fd(), request, reply);
+    if let Ok(length) = inits.0.read(reply) {
+        let answer = &mut reply[..length];
+        gate::complete_init(asked, answer);
+        let _ = send(socket.as_raw_fd(), answer, MsgFlags::MSG_NOSIGNAL);
+    }
+}
+
+/// Has the file system answer; each answer is one write, and so one packet of a socket.
+fn answer(folder: &Folder, to: BorrowedFd<'_>, request: &mut [u8], reply: &mut [u8]) {
     let unique = u64::from_le_bytes(std::array::from_fn(|index| request[8 + index]));
-    let destroy = request[4..8] == gate::DESTROY.to_le_bytes();
+    let destroy = is(request, gate::DESTROY);
     let reader = Reader::<'_, ()>::from_fuse_buffer(FuseBuf::new(request));
-    let writer = FuseDevWriter::<'_, ()>::new(socket.as_raw_fd(), reply);
+    let writer = FuseDevWriter::<'_, ()>::new(to.as_raw_fd(), reply);
     let (Ok(reader), Ok(writer)) = (reader, writer) else { return };
     // An error here is a request that was cut short or an answer that could not be written. The guest waits for an answer
     // all the same; a second one for the same request is passed over by the VMM.
     let outcome = folder.server.handle_message(reader, Writer::FuseDev(writer), None, None);
-    let answer = match outcome {
+    let error = match outcome {
         Err(_) => gate::error(unique, libc::EIO),
         Ok(_) if destroy => gate::error(unique, 0),
         Ok(_) => return,
     };
-    let _ = send(socket.as_raw_fd(), &answer, MsgFlags::MSG_NOSIGNAL);
+    let _ = write(to, &error);
 }

@@ -129,6 +129,9 @@ impl Server {
         assert_eq!(error, 0);
         // Neither larger requests nor anything of the second word of features.
         assert_eq!(word(&body, 12) & (1 << 22 | 1 << 30), 0);
+        // But a guest does not write page by page, nor read one piece after the other.
+        assert_eq!(word(&body, 12) & (1 | 1 << 5 | 1 << 18), 1 | 1 << 5 | 1 << 18);
+        assert_eq!(word(&body, 20), 128 << 10);
         Some(server)
     }
 
