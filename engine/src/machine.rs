@@ -487,7 +487,7 @@ fn net_card(card: NetCard, descriptors: &mut Descriptors) -> NetConfig {
     NetConfig {
         mac: card.mac,
         mtu: card.mtu,
-        backend: NetBackend::Socket { socket: descriptors.add(card.socket), headers: false },
+        backend: NetBackend::Socket { socket: descriptors.add(card.socket), headers: true },
         check_source: true,
         receive: card.receive,
         send: card.send,

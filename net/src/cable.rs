@@ -1,13 +1,16 @@
-//! The switch's end of a container's cable: a packet socket, one frame a packet, as the VMM's network device has it.
+//! The switch's end of a container's cable: a packet socket, one frame with its header a packet, as the VMM's network device has it.
 
+use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::socket::{MsgFlags, recv, sendmsg};
+
+use crate::frame::Rest;
 
 /// What came from a cable.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received {
-    /// A frame of so many bytes.
+    /// A header and a frame of so many bytes.
     Frame(usize),
     /// A frame that was longer than the buffer; it is gone.
     TooLong,
@@ -22,7 +25,7 @@ pub enum Received {
 pub struct Cable {
     socket: OwnedFd,
     /// A frame that the gateway made and that found no room.
-    waiting: Option<Vec<u8>>,
+    waiting: Option<(Rest, Vec<u8>)>,
     full: bool,
     /// Frames that were put on it.
     pub given: u64,
@@ -47,12 +50,14 @@ impl Cable {
     }
 
     /// Puts a frame on it if there is room; else it is lost.
-    pub fn offer(&mut self, frame: &[u8]) -> bool {
+    pub fn offer(&mut self, rest: Rest, frame: &[u8]) -> bool {
         if self.full {
             return false;
         }
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        match send(self.socket.as_raw_fd(), frame, flags) {
+        let header = rest.encode();
+        let parts = [IoSlice::new(&header), IoSlice::new(frame)];
+        match sendmsg::<()>(self.socket.as_raw_fd(), &parts, &[], flags, None) {
             Ok(_) => {
                 self.given += 1;
                 true
@@ -66,9 +71,9 @@ impl Cable {
     }
 
     /// Puts a frame on it, or keeps this one until there is room.
-    pub fn put(&mut self, frame: Vec<u8>) {
-        if !self.offer(&frame) && self.waiting.is_none() {
-            self.waiting = Some(frame);
+    pub fn put(&mut self, rest: Rest, frame: Vec<u8>) {
+        if !self.offer(rest, &frame) && self.waiting.is_none() {
+            self.waiting = Some((rest, frame));
         }
     }
 
@@ -81,11 +86,11 @@ impl Cable {
     /// There may be room again.
     pub fn on_room(&mut self) {
         self.full = false;
-        if let Some(frame) = self.waiting.take()
-            && !self.offer(&frame)
+        if let Some((rest, frame)) = self.waiting.take()
+            && !self.offer(rest, &frame)
             && self.full
         {
-            self.waiting = Some(frame);
+            self.waiting = Some((rest, frame));
         }
     }
 }

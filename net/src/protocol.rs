@@ -17,7 +17,7 @@ use crate::frame::Mac;
 use crate::reason::Reason;
 
 /// Version of this protocol.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Most bytes of a packet.
 pub const MAX_MESSAGE: usize = 128 << 10;
 /// Most descriptors of a packet (Linux takes 253).

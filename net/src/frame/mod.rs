@@ -3,6 +3,7 @@
 //! Nothing is trusted: a length that does not fit, an IP option or an extension header is a [`Reason`] to drop the frame.
 
 mod build;
+pub mod rest;
 #[cfg(test)]
 mod tests;
 
@@ -10,6 +11,7 @@ pub use build::{
     arp_reply, checksum, echo_reply, ethernet, ip_packet, neighbor_advertisement, tcp_reset, udp_packet,
     unreachable,
 };
+pub use rest::Rest;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -243,6 +245,12 @@ impl TcpFlags {
     #[must_use]
     pub fn opens(self) -> bool {
         self.0 & 0x17 == 0x02
+    }
+
+    /// It is the first from its sender.
+    #[must_use]
+    pub fn synchronizes(self) -> bool {
+        self.0 & 0x06 == 0x02
     }
 
     /// It resets a connection.

@@ -11,18 +11,23 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 use super::FlowKey;
 use crate::cable::Cable;
-use crate::frame::{ETHERNET_BYTES, Mac, ethernet};
+use crate::frame::rest::{exchange_segment_size, unfinished};
+use crate::frame::{MAX_PACKET, Mac, Rest};
 
 /// Bytes kept in each direction.
 const BUFFER: usize = 64 << 10;
 /// Most segments of the guest's that wait to be looked at.
 const MAX_INBOX: usize = 64;
+/// And most bytes of them: what the guest may send before it hears from us, and as much again.
+const MAX_INBOX_BYTES: usize = 2 * BUFFER;
+/// Bytes of data in a segment for a guest that does not say how many it takes (RFC 9293 section 3.7.1).
+const DEFAULT_SEGMENT: u16 = 536;
 /// Most bytes moved in one turn.
 const BUDGET: usize = 256 << 10;
 /// A guest that acknowledges nothing for so long is gone.
@@ -65,6 +70,8 @@ pub struct Stream {
     host: OwnedFd,
     stack: Option<Stack>,
     inbox: VecDeque<Vec<u8>>,
+    /// Most bytes of data in a segment for the guest. The stack makes larger ones, for the guest to cut up.
+    segment: u16,
     readable: bool,
     writable: bool,
     /// The host's side has said all.
@@ -113,6 +120,7 @@ impl Stream {
             host,
             stack: None,
             inbox: VecDeque::new(),
+            segment: DEFAULT_SEGMENT,
             readable: false,
             writable: false,
             host_ended: false,
@@ -131,7 +139,8 @@ impl Stream {
     /// # Errors
     /// The ends are none that a connection can have.
     pub fn connected(&mut self, ends: &Ends, seed: u64) -> io::Result<()> {
-        let Some(segment) = self.opening.take() else { return Ok(()) };
+        let Some(mut segment) = self.opening.take() else { return Ok(()) };
+        self.learn_segment_size(&mut segment);
         let mut stack = Stack::new(self.key.remote.ip(), ends, seed);
         let socket = stack.sockets.get_mut::<Socket<'_>>(stack.handle);
         socket.listen(endpoint(self.key.remote)).map_err(|error| io::Error::other(error.to_string()))?;
@@ -148,11 +157,21 @@ impl Stream {
 
     /// A segment of the guest's; false if there are too many.
     pub fn on_segment(&mut self, packet: &[u8]) -> bool {
-        let room = self.inbox.len() < MAX_INBOX && self.opening.is_none();
+        let bytes: usize = self.inbox.iter().map(Vec::len).sum();
+        let room = self.inbox.len() < MAX_INBOX && bytes + packet.len() <= MAX_INBOX_BYTES;
+        let room = room && self.opening.is_none();
         if room {
-            self.inbox.push_back(packet.to_vec());
+            let mut packet = packet.to_vec();
+            self.learn_segment_size(&mut packet);
+            self.inbox.push_back(packet);
         }
         room
+    }
+
+    fn learn_segment_size(&mut self, packet: &mut [u8]) {
+        if let Some(told) = exchange_segment_size(packet) {
+            self.segment = told;
+        }
     }
 
     /// Moves what can be moved.
@@ -160,7 +179,7 @@ impl Stream {
         let mut moved = 0;
         let state = loop {
             let Some(stack) = &mut self.stack else { return Turn::Rests };
-            let mut wire = Wire { inbox: &mut self.inbox, cable, ends };
+            let mut wire = Wire { inbox: &mut self.inbox, cable, ends, segment: self.segment };
             let time = stack.time(now);
             stack.interface.poll(time, &mut wire, &mut stack.sockets);
             let before = moved;
@@ -178,7 +197,7 @@ impl Stream {
         if matches!(state, State::Closed | State::TimeWait) {
             if let (State::Closed, Some(stack)) = (state, &mut self.stack) {
                 // What a reset still has to say.
-                let mut wire = Wire { inbox: &mut self.inbox, cable, ends };
+                let mut wire = Wire { inbox: &mut self.inbox, cable, ends, segment: self.segment };
                 let time = stack.time(now);
                 stack.interface.poll(time, &mut wire, &mut stack.sockets);
             }
@@ -271,7 +290,8 @@ impl Stack {
         let began = Instant::now();
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;
-        let mut wire = Wire { inbox: &mut VecDeque::new(), cable: &mut Nowhere, ends };
+        let mut wire =
+            Wire { inbox: &mut VecDeque::new(), cable: &mut Nowhere, ends, segment: DEFAULT_SEGMENT };
         let mut interface = Interface::new(config, &mut wire, smoltcp::time::Instant::ZERO);
         let address = IpAddress::from(own);
         interface.update_ip_addrs(|addresses| {
@@ -301,7 +321,7 @@ fn endpoint(address: SocketAddr) -> (IpAddress, u16) {
 /// Where frames go.
 trait Sink {
     fn full(&self) -> bool;
-    fn put(&mut self, frame: Vec<u8>);
+    fn put(&mut self, rest: Rest, frame: Vec<u8>);
 }
 
 impl Sink for Cable {
@@ -309,8 +329,8 @@ impl Sink for Cable {
         self.is_full()
     }
 
-    fn put(&mut self, frame: Vec<u8>) {
-        Cable::put(self, frame);
+    fn put(&mut self, rest: Rest, frame: Vec<u8>) {
+        Cable::put(self, rest, frame);
     }
 }
 
@@ -322,7 +342,7 @@ impl Sink for Nowhere {
         true
     }
 
-    fn put(&mut self, _frame: Vec<u8>) {}
+    fn put(&mut self, _rest: Rest, _frame: Vec<u8>) {}
 }
 
 /// The cable as smoltcp sees it.
@@ -330,6 +350,7 @@ struct Wire<'a> {
     inbox: &'a mut VecDeque<Vec<u8>>,
     cable: &'a mut dyn Sink,
     ends: &'a Ends,
+    segment: u16,
 }
 
 struct Incoming(Vec<u8>);
@@ -337,6 +358,7 @@ struct Incoming(Vec<u8>);
 struct Outgoing<'a> {
     cable: &'a mut dyn Sink,
     ends: &'a Ends,
+    segment: u16,
 }
 
 impl Device for Wire<'_> {
@@ -355,17 +377,21 @@ impl Device for Wire<'_> {
             return None;
         }
         let packet = self.inbox.pop_front()?;
-        Some((Incoming(packet), Outgoing { cable: self.cable, ends: self.ends }))
+        Some((Incoming(packet), Outgoing { cable: self.cable, ends: self.ends, segment: self.segment }))
     }
 
     fn transmit(&mut self, _now: smoltcp::time::Instant) -> Option<Outgoing<'_>> {
-        (!self.cable.full()).then_some(Outgoing { cable: self.cable, ends: self.ends })
+        let segment = self.segment;
+        (!self.cable.full()).then_some(Outgoing { cable: self.cable, ends: self.ends, segment })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
-        capabilities.max_transmission_unit = usize::from(self.ends.mtu);
+        // Between us and the guest packets may be as large as they get: whoever sends them on the wire, if anybody, cuts them up and
+        // makes their checksums, and nothing on the way damages them.
+        capabilities.max_transmission_unit = MAX_PACKET;
+        capabilities.checksum.tcp = Checksum::None;
         capabilities
     }
 }
@@ -378,12 +404,11 @@ impl RxToken for Incoming {
 
 impl TxToken for Outgoing<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
-        let mut frame = ethernet(self.ends.guest, self.ends.gateway, &vec![0; length]);
-        let result = f(&mut frame[ETHERNET_BYTES..]);
-        // What kind it is, is known only now.
-        let kind = if frame[ETHERNET_BYTES] >> 4 == 6 { crate::frame::IPV6 } else { crate::frame::IPV4 };
-        frame[12..14].copy_from_slice(&kind.to_be_bytes());
-        self.cable.put(frame);
+        let mut packet = vec![0; length];
+        let result = f(&mut packet);
+        let Ends { guest, gateway, mtu } = *self.ends;
+        let (rest, frame) = unfinished(guest, gateway, &packet, mtu, self.segment);
+        self.cable.put(rest, frame);
         result
     }
 }

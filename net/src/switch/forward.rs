@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::{GATEWAY_MAC, Switch};
 use crate::cable::Received;
 use crate::frame::{
-    ARP, ArpRequest, ETHERNET_BYTES, Frame, ICMP, ICMPV6, IPV4, IPV6, Mac, Packet, arp_reply, ethernet,
+    ARP, ArpRequest, ETHERNET_BYTES, Frame, ICMP, ICMPV6, IPV4, IPV6, Mac, Packet, Rest, arp_reply, ethernet,
     neighbor_advertisement,
 };
 use crate::reactor::{Kind, Token};
@@ -40,8 +40,9 @@ impl Switch {
             match member.cable.receive(&mut buffer) {
                 Received::Frame(length) => {
                     member.sent += 1;
-                    let frame = buffer.get(..length).unwrap_or_default();
-                    if let Err(reason) = self.take_frame(id, frame) {
+                    let bytes = buffer.get(..length).unwrap_or_default();
+                    let taken = Rest::split(bytes).and_then(|(rest, frame)| self.take_frame(id, rest, frame));
+                    if let Err(reason) = taken {
                         self.count(id, reason);
                     }
                 }
@@ -60,9 +61,10 @@ impl Switch {
     }
 
     /// One frame of a container's.
-    fn take_frame(&mut self, id: u64, bytes: &[u8]) -> Result<(), Reason> {
+    fn take_frame(&mut self, id: u64, rest: Rest, bytes: &[u8]) -> Result<(), Reason> {
         let (Some(member), Some(net)) = (self.members.get(&id), &self.network) else { return Ok(()) };
-        if bytes.len() > usize::from(net.said.mtu) + ETHERNET_BYTES + TAG {
+        let mtu = net.said.mtu;
+        if bytes.len() > rest.most(mtu) + ETHERNET_BYTES + TAG {
             return Err(Reason::TooLong);
         }
         let frame = Frame::read(bytes).ok_or(Reason::Malformed)?;
@@ -70,6 +72,7 @@ impl Switch {
             return Err(Reason::ForeignMac);
         }
         match frame.kind {
+            ARP if !rest.is_done() => return Err(Reason::Malformed),
             ARP => return self.on_arp(id, &frame),
             IPV4 | IPV6 => {}
             _ => return Err(Reason::EtherType),
@@ -78,9 +81,10 @@ impl Switch {
             return Err(Reason::Multicast);
         }
         let packet = Packet::read(frame.kind, frame.payload)?;
-        if packet.payload.len() > usize::from(net.said.mtu) {
+        if packet.payload.len() > rest.most(mtu) {
             return Err(Reason::TooLong);
         }
+        let rest = rest.check(&packet, mtu)?;
         if packet.protocol == ICMPV6 && is_neighbor_discovery(&packet) {
             return self.on_neighbor_discovery(id, &packet);
         }
@@ -93,19 +97,25 @@ impl Switch {
         if frame.to == GATEWAY_MAC {
             return self.take_packet(id, &packet);
         }
-        self.pass_on(&frame, &packet)
+        // What it was padded with does not travel.
+        let bytes = bytes.get(..ETHERNET_BYTES + packet.bytes.len()).ok_or(Reason::Malformed)?;
+        self.pass_on(&frame, &packet, rest, bytes)
     }
 
-    fn pass_on(&mut self, frame: &Frame<'_>, packet: &Packet<'_>) -> Result<(), Reason> {
+    fn pass_on(
+        &mut self,
+        frame: &Frame<'_>,
+        packet: &Packet<'_>,
+        rest: Rest,
+        bytes: &[u8],
+    ) -> Result<(), Reason> {
         let other = self.by_mac.get(&frame.to).and_then(|other| self.members.get_mut(other));
         let other = other.filter(|other| other.has(packet.destination)).ok_or(Reason::NoMember)?;
         // Redirects: nobody here knows a better way.
         if packet.protocol == ICMP && packet.payload.first() == Some(&5) {
             return Err(Reason::Protocol);
         }
-        // Made anew, so that what it was padded with does not travel.
-        let bytes = ethernet(frame.to, frame.from, packet.bytes);
-        if other.cable.offer(&bytes) { Ok(()) } else { Err(Reason::Full) }
+        if other.cable.offer(rest, bytes) { Ok(()) } else { Err(Reason::Full) }
     }
 
     /// Whose hardware address an address of the network has, as its asker may know it.
@@ -162,7 +172,7 @@ impl Switch {
     /// Gives a container a frame.
     pub(super) fn deliver_frame(&mut self, id: u64, frame: &[u8]) {
         if let Some(member) = self.members.get_mut(&id)
-            && !member.cable.offer(frame)
+            && !member.cable.offer(Rest::default(), frame)
         {
             member.counts.add(Reason::Full);
         }

@@ -45,8 +45,8 @@ const SWEEP: Duration = Duration::from_secs(1);
 const MAX_FLOWS: usize = 1024;
 /// Descriptors that are kept free of flows.
 const RESERVE: usize = 256;
-/// Bytes of the buffer that frames and datagrams are read into.
-const BUFFER: usize = 1 << 16;
+/// Bytes of the buffer that frames and datagrams are read into: the largest packet, and the headers before it.
+const BUFFER: usize = (1 << 16) + 64;
 
 /// A switch.
 pub struct Switch {

@@ -1,5 +1,6 @@
 //! A hundred thousand frames that make no sense, or nearly do.
 
+use bulkhead_net::frame::rest::HEADER_BYTES;
 use bulkhead_net::frame::{self, ARP, Frame, IPV4, IPV6, Packet};
 use bulkhead_net::switch::GATEWAY_MAC;
 
@@ -78,7 +79,13 @@ fn frames_that_make_no_sense_do_no_harm() {
                 2 => frame = (0..=noise.below(1600)).map(|_| noise.next() as u8).collect(),
                 _ => {}
             }
-            evil.send(&frame);
+            let mut header = [0; HEADER_BYTES];
+            if noise.below(4) == 0 {
+                // What is likely to be left to be done, and then anything.
+                header = [1, noise.below(5) as u8, 54, 0, 0xb4, 5, 34, 0, 16, 0, 0, 0];
+                header[noise.below(HEADER_BYTES)] = noise.next() as u8;
+            }
+            evil.send_unfinished(&header, &frame);
         }
         if round % 20 == 0 {
             evil.report();

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use bulkhead_net::frame::rest::HEADER_BYTES;
 use bulkhead_net::frame::{self, Mac};
 use bulkhead_net::protocol::{self, Ask, Attachment, Network, Report, Said};
 use bulkhead_net::reason::Reason;
@@ -151,7 +152,12 @@ pub struct Guest {
 impl Guest {
     /// Puts a frame on the cable.
     pub fn send(&mut self, frame: &[u8]) {
-        send(self.cable.as_raw_fd(), frame, MsgFlags::MSG_NOSIGNAL).unwrap();
+        self.send_unfinished(&[0; HEADER_BYTES], frame);
+    }
+
+    /// Puts a frame on the cable, with a header that says what is still to be done to it.
+    pub fn send_unfinished(&mut self, header: &[u8], frame: &[u8]) {
+        send(self.cable.as_raw_fd(), &[header, frame].concat(), MsgFlags::MSG_NOSIGNAL).unwrap();
         self.sent += 1;
     }
 
@@ -162,18 +168,23 @@ impl Guest {
 
     /// The next frame.
     pub fn receive(&self) -> Vec<u8> {
-        let mut buffer = vec![0; 1 << 16];
+        self.receive_unfinished().1
+    }
+
+    /// The next frame, with the header before it.
+    pub fn receive_unfinished(&self) -> ([u8; HEADER_BYTES], Vec<u8>) {
+        let mut buffer = vec![0; 1 << 17];
         let length = recv(self.cable.as_raw_fd(), &mut buffer, MsgFlags::empty()).expect("no frame came");
-        buffer.truncate(length);
-        buffer
+        let (header, frame) = buffer[..length].split_first_chunk().unwrap();
+        (*header, frame.to_vec())
     }
 
     /// What has come so far, and nothing of what is yet to come.
     pub fn received(&self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
-        let mut buffer = vec![0; 1 << 16];
+        let mut buffer = vec![0; 1 << 17];
         while let Ok(length @ 1..) = recv(self.cable.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-            frames.push(buffer[..length].to_vec());
+            frames.push(buffer[HEADER_BYTES..length].to_vec());
         }
         frames
     }
