@@ -8,11 +8,11 @@ use linux_loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::KvmError;
 use super::layout::{
     COMMAND_LINE, COMMAND_LINE_BYTES, DEVICE_HOLE, HIGH_START, PAGE_TABLES, SETUP_DATA, VIRTIO, VIRTIO_IRQ,
     ZERO_PAGE,
 };
+use super::{KvmError, mptable};
 use crate::transport::mmio::REGION_BYTES;
 
 const PAGE: u64 = 4096;
@@ -34,6 +34,28 @@ pub struct Kernel {
     pub entry: u64,
     /// First byte behind it.
     pub end: u64,
+}
+
+/// Fills guest memory with all that a vCPU finds when it enters the kernel by the 64-bit protocol: kernel, initramfs, zero page,
+/// command line, random seed, page tables, and the table of `vcpus` CPUs. Returns the kernel's entry point.
+///
+/// # Errors
+/// The kernel is none, or something does not fit into memory.
+pub fn fill(
+    memory: &GuestMemoryMmap,
+    kernel: &mut File,
+    initramfs: &mut File,
+    command_line: &str,
+    vcpus: u8,
+) -> Result<u64, KvmError> {
+    let kernel = load_kernel(memory, kernel)?;
+    let initramfs = load_initramfs(memory, initramfs, kernel)?;
+    let mut seed = [0; SEED_BYTES];
+    crate::virtio::sys::random(&mut seed)?;
+    write_parameters(memory, command_line, Some(initramfs), seed)?;
+    write_page_tables(memory)?;
+    mptable::write(memory, vcpus)?;
+    Ok(kernel.entry)
 }
 
 /// Loads the kernel's segments.
@@ -80,8 +102,9 @@ fn low_end(memory: &GuestMemoryMmap) -> u64 {
 pub fn command_line(devices: usize, tsc_khz: u32, extra: &str, configured: &str) -> String {
     // `quiet` lets errors and panics through; a panic resets the machine by the keyboard controller at once. There is
     // neither timer chip nor clock source but the TSC, whose frequency we know.
-    let mut line =
-        format!("console=ttyS0 quiet panic=-1 reboot=k no_timer_check tsc=reliable tsc_early_khz={tsc_khz}");
+    let mut line = format!(
+        "console=ttyS0 quiet panic=-1 reboot=k no_timer_check noreplace-smp tsc=reliable tsc_early_khz={tsc_khz}"
+    );
     let mut add = |part: &str| {
         if !part.is_empty() {
             line.push(' ');

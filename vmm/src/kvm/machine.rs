@@ -16,7 +16,7 @@ use super::serial::Serial;
 use super::state::{self, MachineState};
 use super::threads::Threads;
 use super::vcpu::Vcpu;
-use super::{KvmError, boot, cpu, event, events, host, layout, mptable, open};
+use super::{KvmError, boot, cpu, event, events, host, layout, open};
 use crate::config::MachineConfig;
 use crate::console::ConsoleRing;
 use crate::control::{Event, ExitReason, Session};
@@ -149,8 +149,6 @@ impl Machine {
         software: Option<&Software>,
     ) -> Result<(), KvmError> {
         let memory = self.ram.memory.clone();
-        let loaded = boot::load_kernel(&memory, kernel)?;
-        let initramfs = boot::load_initramfs(&memory, initramfs, loaded)?;
         let count = self.config.vcpus;
         let mut tsc_khz = 0;
         for id in 0..count {
@@ -163,16 +161,13 @@ impl Machine {
             cpu::set_up(&vcpu.fd, &features)?;
             vcpu.features = features;
         }
-        if let Some(first) = self.vcpus.first() {
-            cpu::enter_long_mode(&first.fd, &memory, loaded.entry)?;
-        }
         let extra = if software.is_some() { quirks::COMMAND_LINE } else { "" };
         let line = boot::command_line(self.devices.len(), tsc_khz, extra, &self.config.cmdline);
-        let mut seed = [0; 32];
-        crate::virtio::sys::random(&mut seed)?;
-        boot::write_parameters(&memory, &line, Some(initramfs), seed)?;
-        boot::write_page_tables(&memory)?;
-        mptable::write(&memory, count)
+        let entry = boot::fill(&memory, kernel, initramfs, &line, count)?;
+        match self.vcpus.first() {
+            Some(first) => cpu::enter_long_mode(&first.fd, &memory, entry),
+            None => Ok(()),
+        }
     }
 
     /// Fills vCPUs and devices from a snapshot; memory is mapped already.

@@ -36,6 +36,7 @@ use crate::control::{ExitReason, ExitReport, Session};
 use crate::machine::Parts;
 use crate::snapshot::SnapshotError;
 
+pub use self::boot::{command_line, fill};
 pub use self::memory::Ram;
 pub use self::probe::{Probe, probe};
 pub use self::state::MachineState;

@@ -38,6 +38,10 @@ use crate::virtio::{DeviceError, Io, VirtioDevice};
 /// Most bytes of configuration space in one message (vhost-user: VHOST_USER_MAX_CONFIG_SIZE).
 const MAX_CONFIG: u32 = 256;
 
+/// Most entries of a queue. The front-end chooses, up to what it knows, and not what the device asked for: UML takes 256 at most,
+/// QEMU's virtio-mmio offers its driver 1024 whatever the device.
+const MAX_QUEUE: u16 = 1024;
+
 const LISTENER: u32 = 0;
 const SOCKET: u32 = 1;
 const HOST: u32 = 2;
@@ -128,8 +132,7 @@ impl Backend {
         faults: FaultSlot,
     ) -> Result<Self, virtio_queue::Error> {
         let sizes = device.queue_sizes();
-        // The front-end chooses the size, up to what it knows (256 for UML) and not what the device asked for.
-        let queues = sizes.iter().map(|_| Queue::new(256)).collect::<Result<Vec<_>, _>>()?;
+        let queues = sizes.iter().map(|_| Queue::new(MAX_QUEUE)).collect::<Result<Vec<_>, _>>()?;
         let kicks = sizes.iter().map(|_| None).collect();
         let calls = Calls::new(sizes.len());
         Ok(Self {
@@ -292,9 +295,9 @@ impl Backend {
             }
             FrontendReq::SET_VRING_NUM => {
                 let (index, size) = body.state()?;
-                let size = u16::try_from(size).map_err(|_| Refusal::from("a queue size out of range"))?;
+                let wrong = || Refusal::Protocol(format!("a queue of {size} entries"));
                 let queue = self.stopped_queue(index)?;
-                queue.try_set_size(size).map_err(|_| Refusal::from("a queue size out of range"))
+                u16::try_from(size).ok().and_then(|size| queue.try_set_size(size).ok()).ok_or_else(wrong)
             }
             FrontendReq::SET_VRING_BASE => {
                 let (index, base) = body.state()?;

@@ -1,0 +1,105 @@
+//! Our kernel and agent in the machine of an ordinary container, counted until the agent is ready.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use vmm::virtio::block::Block;
+use vmm::virtio::block::extents::Extent;
+use vmm::virtio::vsock::Vsock;
+
+use super::{Accelerator, Counts, Device, Qemu, cannot_count, missing};
+
+/// The port on the host that the agent connects to.
+const AGENT_PORT: u32 = 1024;
+/// Most bytes of the agent's first frame.
+const MAX_HELLO: usize = 4096;
+const DISK_BYTES: u64 = 16 << 20;
+
+/// What is booted.
+pub struct Parts {
+    pub kernel: File,
+    pub initramfs: File,
+}
+
+/// The parts; or why there are none.
+pub fn parts() -> Result<Parts, String> {
+    if let Some(why) = missing().or_else(cannot_count) {
+        return Err(why);
+    }
+    let kernel = std::env::var_os("BULKHEAD_KERNEL_KVM").map(PathBuf::from).or_else(|| {
+        let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+        let base = || std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
+        let cache = std::env::var_os("BULKHEAD_CACHE").map(PathBuf::from);
+        Some(cache.or_else(|| Some(base()?.join("bulkhead")))?.join("kernels/kvm/vmlinux"))
+    });
+    let kernel = kernel.and_then(|path| File::open(path).ok());
+    let kernel = kernel.ok_or("no guest kernel for kvm (make kernel-kvm builds it)")?;
+    // Or beside the binaries: this program is in a directory next to them.
+    let beside = || Some(std::env::current_exe().ok()?.parent()?.parent()?.join("initramfs.cpio"));
+    let initramfs = std::env::var_os("BULKHEAD_INITRAMFS").map(PathBuf::from).or_else(beside);
+    let initramfs = initramfs.and_then(|path| File::open(path).ok());
+    let initramfs = initramfs.ok_or("no initramfs (make build makes it)")?;
+    Ok(Parts { kernel, initramfs })
+}
+
+/// Boots until the agent says hello. `profile` gets how often each block of code was executed.
+pub fn count(parts: Parts, profile: Option<PathBuf>) -> Counts {
+    let mut machine = Qemu::new(Accelerator::Clockwork, parts.kernel, parts.initramfs);
+    let (agent, far) = UnixStream::pair().unwrap();
+    machine.devices = vec![disk(0), disk(1), net(), vsock(far), rng()];
+    machine.count = true;
+    machine.profile = profile;
+    let mut machine = machine.start();
+    let mut length = [0; 4];
+    machine.read(&agent, &mut length);
+    let length = usize::try_from(u32::from_le_bytes(length)).unwrap();
+    assert!(length <= MAX_HELLO, "a hello of {length} bytes");
+    let mut hello = vec![0; length];
+    machine.read(&agent, &mut hello);
+    let counts = machine.counts();
+    let hello = String::from_utf8_lossy(&hello).into_owned();
+    assert!(hello.contains("\"hello\""), "{hello}");
+    machine.end().unwrap();
+    counts
+}
+
+fn disk(index: usize) -> Device {
+    let file =
+        File::from(nix::sys::memfd::memfd_create(c"disk", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap());
+    file.set_len(DISK_BYTES).unwrap();
+    let extent = Extent { file: Arc::new(file), offset: 0, length: DISK_BYTES };
+    Device::Ours {
+        front_end: "vhost-user-blk",
+        device: Box::new(Block::new(index, vec![extent], index == 0).unwrap()),
+    }
+}
+
+fn vsock(far: UnixStream) -> Device {
+    let ports = [(AGENT_PORT, OwnedFd::from(far))];
+    Device::Ours {
+        front_end: "vhost-user-vsock-device",
+        device: Box::new(Vsock::new(3, None, ports).unwrap()),
+    }
+}
+
+/// QEMU's own: its vhost-user front-end for network interfaces starts the rings before it has sent the features.
+fn net() -> Device {
+    let (near, far) =
+        socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    let netdev = format!("dgram,id=cable,local.type=fd,local.str={}", near.as_raw_fd());
+    // The other end may close: nobody is there to send to.
+    drop(far);
+    Device::Theirs {
+        device: "virtio-net-device,netdev=cable,mac=02:00:00:00:00:01".to_owned(),
+        more: vec!["-netdev".to_owned(), netdev],
+        descriptor: Some(near),
+    }
+}
+
+fn rng() -> Device {
+    Device::Theirs { device: "virtio-rng-device".to_owned(), more: Vec::new(), descriptor: None }
+}
