@@ -10,6 +10,8 @@ mod qemu;
 
 use std::collections::HashMap;
 
+use qemu::agent::Equipment;
+
 /// Functions that are shown.
 const SHOWN: usize = 150;
 
@@ -31,7 +33,7 @@ fn main() {
     }
     symbols.sort();
     let file = tempfile::NamedTempFile::new().unwrap();
-    let counts = qemu::agent::count(parts, Some(file.path().to_owned()));
+    let counts = qemu::agent::count(&parts, Equipment::Container, Some(file.path().to_owned()));
     println!("{counts:?}");
     let mut functions: HashMap<&str, u64> = HashMap::new();
     for line in std::fs::read_to_string(file.path()).unwrap().lines() {

@@ -18,7 +18,8 @@ const DISK_BYTES: u64 = 8 << 20;
 const RESULT_BYTE: u64 = 4 << 20;
 const BLOCK_BYTES: usize = 4096;
 const ROUNDS: usize = 16;
-const BURST: usize = 32;
+const BURSTS: usize = 2;
+const BURST: usize = 64;
 
 #[test]
 fn a_disk_is_read_and_written_through_qemus_front_end() {
@@ -28,8 +29,15 @@ fn a_disk_is_read_and_written_through_qemus_front_end() {
     }
     let directory = tempfile::tempdir().unwrap();
     let image = directory.path().join("payload");
-    Payload { disk: qemu::VIRTIO, net: None, rounds: ROUNDS, burst: BURST, result: RESULT_BYTE }
-        .compile(&image);
+    Payload {
+        disk: qemu::VIRTIO,
+        net: None,
+        rounds: ROUNDS,
+        bursts: BURSTS,
+        burst: BURST,
+        result: RESULT_BYTE,
+    }
+    .compile(&image);
     let memfd = |name| File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC).unwrap());
     let (disk, initramfs) = (memfd(c"disk"), memfd(c"initramfs"));
     disk.set_len(DISK_BYTES).unwrap();

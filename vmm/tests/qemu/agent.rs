@@ -1,4 +1,4 @@
-//! Our kernel and agent in the machine of an ordinary container, counted until the agent is ready.
+//! Our kernel and agent, counted until the agent is ready.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -46,11 +46,24 @@ pub fn parts() -> Result<Parts, String> {
     Ok(Parts { kernel, initramfs })
 }
 
+/// What the machine has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Equipment {
+    /// The agent's channel, and nothing else: the machine that can say hello.
+    Least,
+    /// What an ordinary container's machine has: two disks, a network interface, the channel, an entropy source.
+    Container,
+}
+
 /// Boots until the agent says hello. `profile` gets how often each block of code was executed.
-pub fn count(parts: Parts, profile: Option<PathBuf>) -> Counts {
-    let mut machine = Qemu::new(Accelerator::Clockwork, parts.kernel, parts.initramfs);
+pub fn count(parts: &Parts, equipment: Equipment, profile: Option<PathBuf>) -> Counts {
+    let file = |file: &File| file.try_clone().unwrap();
+    let mut machine = Qemu::new(Accelerator::Clockwork, file(&parts.kernel), file(&parts.initramfs));
     let (agent, far) = UnixStream::pair().unwrap();
-    machine.devices = vec![disk(0), disk(1), net(), vsock(far), rng()];
+    machine.devices = match equipment {
+        Equipment::Least => vec![vsock(far)],
+        Equipment::Container => vec![disk(0), disk(1), net(), vsock(far), rng()],
+    };
     machine.count = true;
     machine.profile = profile;
     let mut machine = machine.start();

@@ -48,7 +48,8 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// What executes the guest.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Accelerator {
-    /// QEMU's translator, at the host's own pace.
+    /// QEMU's translator, at the host's own pace. A second vCPU sleeps: for a single one QEMU before 8.0 leaves out the guest's memory
+    /// barriers, which a device in another thread needs.
     Translator,
     /// The translator with a clock that advances by a nanosecond with each instruction: the guest sees the time, and so the timer's
     /// interrupts, of a CPU of 1 GHz that does one instruction each cycle, however slow QEMU is.
@@ -137,8 +138,9 @@ pub struct Payload {
     /// Addresses of the registers of its disk, and of its network interface, if it has one.
     pub disk: u64,
     pub net: Option<u64>,
-    /// Single requests of each kind, and requests in a burst.
+    /// Single requests of each kind, bursts of each kind, and requests in each burst (at least 64).
     pub rounds: usize,
+    pub bursts: usize,
     pub burst: usize,
     /// Where on the disk it leaves what it noted, in bytes.
     pub result: u64,
@@ -151,6 +153,7 @@ impl Payload {
             format!("-DBLOCK={:#x}", self.disk),
             format!("-DNET={:#x}", self.net.unwrap_or(0)),
             format!("-DROUNDS={}", self.rounds),
+            format!("-DBURSTS={}", self.bursts),
             format!("-DBURST={}", self.burst),
             format!("-DRESULT_SECTOR={}", self.result / 512),
         ];
@@ -213,7 +216,9 @@ impl Qemu {
         let entry = self.fill(&ram);
 
         let mut command = Command::new(PROGRAM);
-        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-cpu", "max"]);
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        // KVMs that are no hardware refuse some registers of the full model.
+        command.args(["-cpu", if self.accelerator == Accelerator::Kvm { "qemu64" } else { "max" }]);
         command.args([
             "-machine",
             "microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on,auto-kernel-cmdline=off,memory-backend=ram",
@@ -230,9 +235,11 @@ impl Qemu {
         command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
         command.arg("-serial").arg(format!("file:{}", at("serial").display()));
         command.args(["-accel", if self.accelerator == Accelerator::Kvm { "kvm" } else { "tcg" }]);
-        if self.accelerator == Accelerator::Clockwork {
-            command.args(["-icount", "shift=0"]);
-        }
+        match self.accelerator {
+            Accelerator::Translator => command.args(["-smp", "2"]),
+            Accelerator::Clockwork => command.args(["-icount", "shift=0"]),
+            Accelerator::Kvm => &mut command,
+        };
         if self.count {
             compile(&["-O2", "-Wall", "-shared", "-fPIC"], &source("count.c"), &at("count.so"));
             let mut plugin =
@@ -322,13 +329,19 @@ fn serve(
 ) {
     let faults = FaultSlot::default();
     let mut manager = EventManager::new().unwrap();
+    let mut ids = Vec::new();
     for (device, listener) in devices {
-        manager.add_subscriber(Backend::new(device, listener, limit, faults.clone()).unwrap());
+        ids.push(manager.add_subscriber(Backend::new(device, listener, limit, faults.clone()).unwrap()));
     }
     while !stop.load(Ordering::Relaxed) {
-        if let Err(error) = manager.run_with_timeout(50) {
-            *fault.lock().unwrap() = Some(error.to_string());
-            return;
+        match manager.run_with_timeout(50) {
+            // Without its barriers (see `Accelerator`) a guest may think that it need not kick.
+            Ok(0) => ids.iter().for_each(|id| manager.subscriber_mut(*id).unwrap().finish()),
+            Ok(_) => {}
+            Err(error) => {
+                *fault.lock().unwrap() = Some(error.to_string());
+                return;
+            }
         }
         if let Some(broken) = faults.borrow_mut().take() {
             *fault.lock().unwrap() = Some(broken.to_string());

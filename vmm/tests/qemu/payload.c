@@ -1,9 +1,9 @@
 /* A bare-metal guest that drives a disk (and a network interface) over virtio-mmio and notes what each request took.
  *
  * It polls, so that only the device and its transport are measured, not an interrupt. What it noted goes to the disk, from
- * RESULT_SECTOR on, as 64-bit counts of the time-stamp counter: a row of ROUNDS each for reads, writes and echoes, then the whole
- * time of the burst of reads and that of the burst of frames. Defined when it is compiled: BLOCK and NET (addresses of registers, NET
- * 0 if there is none), ROUNDS, BURST, RESULT_SECTOR. */
+ * RESULT_SECTOR on, as 64-bit counts of the time-stamp counter: a row of ROUNDS each for reads, writes and echoes, then a row of
+ * BURSTS each for bursts of reads and bursts of frames. Defined when it is compiled: BLOCK and NET (addresses of registers, NET 0 if
+ * there is none), ROUNDS, BURSTS, BURST (requests in each), RESULT_SECTOR. */
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -39,7 +39,7 @@ static struct header headers[DEPTH];
 static u8 status[DEPTH];
 static u8 data[DEPTH][LARGE] __attribute__((aligned(4096)));
 static u8 incoming[QUEUE_SIZE][BUFFER], outgoing[QUEUE_SIZE][BUFFER];
-static struct { u64 rows[3][ROUNDS], bursts[2]; u8 fill[4096]; } results __attribute__((aligned(4096)));
+static struct { u64 rows[3][ROUNDS], bursts[2][BURSTS]; u8 fill[4096]; } results __attribute__((aligned(4096)));
 
 #define REGISTER(base, offset) (*(volatile u32 *)((u64)(base) + (offset)))
 
@@ -143,9 +143,27 @@ static void request(u32 slot, u32 type, u64 sector, void *at, u32 length)
     offer(BLOCK, 0, &disk, (u16)(3 * slot));
 }
 
-static void drive_disk(void)
+static u64 read_burst(void)
 {
     u32 asked = 0, done = 0;
+    u64 began = now();
+    for (; asked < DEPTH; asked++)
+        request(asked, 0, (u64)asked * (LARGE / 512), data[asked], LARGE);
+    while (done < BURST) {
+        u32 slot = wait(&disk) / 3;
+        done++;
+        if (status[slot])
+            fail("status of a burst");
+        if (asked < BURST) {
+            request(slot, 0, (u64)asked * (LARGE / 512), data[slot], LARGE);
+            asked++;
+        }
+    }
+    return now() - began;
+}
+
+static void drive_disk(void)
+{
     u64 began;
     begin(BLOCK);
     set_up(BLOCK, 0, &disk);
@@ -159,20 +177,8 @@ static void drive_disk(void)
             if (status[0])
                 fail("status");
         }
-    began = now();
-    for (; asked < DEPTH; asked++)
-        request(asked, 0, (u64)asked * (LARGE / 512), data[asked], LARGE);
-    while (done < BURST) {
-        u32 slot = wait(&disk) / 3;
-        done++;
-        if (status[slot])
-            fail("status of a burst");
-        if (asked < BURST) {
-            request(slot, 0, (u64)asked * (LARGE / 512), data[slot], LARGE);
-            asked++;
-        }
-    }
-    results.bursts[0] = now() - began;
+    for (u32 burst = 0; burst < BURSTS; burst++)
+        results.bursts[0][burst] = read_burst();
 }
 
 static void send(u32 slot, u32 length, u8 kind)
@@ -190,9 +196,25 @@ static void send(u32 slot, u32 length, u8 kind)
     offer(NET, 1, &transmit, (u16)slot);
 }
 
-static void drive_net(void)
+static u64 frame_burst(void)
 {
     u32 asked = 0, done = 0;
+    u64 began = now();
+    for (; asked < QUEUE_SIZE; asked++)
+        send(asked, LONG_FRAME, 0);
+    while (done < BURST) {
+        u32 slot = wait(&transmit);
+        done++;
+        if (asked < BURST) {
+            send(slot, LONG_FRAME, 0);
+            asked++;
+        }
+    }
+    return now() - began;
+}
+
+static void drive_net(void)
+{
     u64 began;
     begin(NET);
     set_up(NET, 0, &receive);
@@ -211,18 +233,8 @@ static void drive_net(void)
         wait(&transmit);
         offer(NET, 0, &receive, (u16)head);
     }
-    began = now();
-    for (; asked < QUEUE_SIZE; asked++)
-        send(asked, LONG_FRAME, 0);
-    while (done < BURST) {
-        u32 slot = wait(&transmit);
-        done++;
-        if (asked < BURST) {
-            send(slot, LONG_FRAME, 0);
-            asked++;
-        }
-    }
-    results.bursts[1] = now() - began;
+    for (u32 burst = 0; burst < BURSTS; burst++)
+        results.bursts[1][burst] = frame_burst();
 }
 
 void _start(void)
