@@ -114,7 +114,7 @@ fn run(rig: Rig, clock: f64) -> Noted {
         _ => (qemu::VIRTIO, qemu::VIRTIO_BYTES),
     };
     // QEMU's front-end for our network interface starts the rings before it has sent the features.
-    let with_net = !matches!(rig, Rig::OursBehind(_));
+    let with_net = true;
     let image = directory.path().join("payload");
     let net = with_net.then_some(registers + stride);
     qemu::Payload { disk: registers, net, rounds: ROUNDS, bursts: BURSTS, burst: BURST, result: RESULT_BYTE }
@@ -150,10 +150,14 @@ fn run(rig: Rig, clock: f64) -> Noted {
             in_qemu(accelerator, &image, devices);
         }
         Rig::OursBehind(accelerator) => {
-            drop(cable);
             let extent = Extent { file: Arc::new(disk.try_clone().unwrap()), offset: 0, length: DISK_BYTES };
             let block = Box::new(Block::new(0, vec![extent], false).unwrap());
-            in_qemu(accelerator, &image, vec![Device::Ours { front_end: "vhost-user-blk", device: block }]);
+            let net = Box::new(Net::new(0, &interface(), cable).unwrap());
+            let devices = vec![
+                Device::Ours { front_end: "vhost-user-blk", device: block },
+                Device::Ours { front_end: "virtio-net-device,mac=02:00:00:00:00:01", device: net },
+            ];
+            in_qemu(accelerator, &image, devices);
         }
     }
     // A datagram socket does not tell when its other end is gone.
@@ -173,21 +177,24 @@ fn run(rig: Rig, clock: f64) -> Noted {
     }
 }
 
-fn in_our_vmm(image: &Path, disk: &File, cable: OwnedFd) {
-    let config = NetConfig {
+fn interface() -> NetConfig {
+    NetConfig {
         mac: MAC,
         mtu: 1500,
         backend: NetBackend::Socket { socket: Fd(0), headers: false },
         check_source: true,
         receive: RateLimit::default(),
         send: RateLimit::default(),
-    };
+    }
+}
+
+fn in_our_vmm(image: &Path, disk: &File, cable: OwnedFd) {
     let mut kernel = Vec::new();
     File::open(image).unwrap().read_to_end(&mut kernel).unwrap();
     let kvm = crate::kvm::device().unwrap();
     let mut machine =
         Machine::new(kvm, &kernel).disk(&Arc::new(disk.try_clone().unwrap()), DISK_BYTES, false);
-    machine = machine.device(Net::new(0, &config, cable).unwrap());
+    machine = machine.device(Net::new(0, &interface(), cable).unwrap());
     machine.deadline = Duration::from_secs(120);
     machine.memory_mib = 64;
     let report = machine.run();

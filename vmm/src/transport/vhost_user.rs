@@ -103,6 +103,10 @@ pub struct Backend {
     /// Most bytes that the front-end may have mapped.
     memory_limit: u64,
     queues: Vec<Queue>,
+    /// A queue is in use (ready) while its front-end has both started it, by giving it a kick descriptor, and enabled it. QEMU's
+    /// network front-end enables first, before there is any memory.
+    started: Vec<bool>,
+    enabled: Vec<bool>,
     kicks: Vec<Option<File>>,
     calls: Calls,
     accepted: u64,
@@ -131,10 +135,10 @@ impl Backend {
         memory_limit: u64,
         faults: FaultSlot,
     ) -> Result<Self, virtio_queue::Error> {
-        let sizes = device.queue_sizes();
-        let queues = sizes.iter().map(|_| Queue::new(MAX_QUEUE)).collect::<Result<Vec<_>, _>>()?;
-        let kicks = sizes.iter().map(|_| None).collect();
-        let calls = Calls::new(sizes.len());
+        let count = device.queue_sizes().len();
+        let queues = (0..count).map(|_| Queue::new(MAX_QUEUE)).collect::<Result<Vec<_>, _>>()?;
+        let kicks = (0..count).map(|_| None).collect();
+        let calls = Calls::new(count);
         Ok(Self {
             device,
             listener: None,
@@ -143,6 +147,8 @@ impl Backend {
             memory: None,
             memory_limit,
             queues,
+            started: vec![false; count],
+            enabled: vec![false; count],
             kicks,
             calls,
             accepted: 0,
@@ -326,6 +332,9 @@ impl Backend {
                 let queue = self.queue(index)?;
                 queue.set_ready(false);
                 let next = u32::from(queue.next_avail());
+                if let Some(started) = self.started.get_mut(index as usize) {
+                    *started = false;
+                }
                 let mut reply = index.to_le_bytes().to_vec();
                 reply.extend(next.to_le_bytes());
                 self.reply(request, &reply)
@@ -381,41 +390,49 @@ impl Backend {
         if let Some(old) = slot.take() {
             ops.remove(Events::empty(&old))?;
         }
-        if let Some(file) = file {
-            // Edge-triggered, and never read: whatever the descriptor really is, it cannot block us.
-            let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
-            ops.add(Events::with_data(&file, KICK + u32::from(index), events))?;
-            *slot = Some(file);
-        }
-        Ok(())
+        let Some(file) = file else { return Ok(()) };
+        // Edge-triggered, and never read: whatever the descriptor really is, it cannot block us.
+        let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        ops.add(Events::with_data(&file, KICK + u32::from(index), events))?;
+        *slot = Some(file);
+        self.started[usize::from(index)] = true;
+        self.use_queue(usize::from(index), ops)
     }
 
     fn enable(&mut self, index: u32, enable: u32, ops: &mut EventOps<'_>) -> Result<(), Refusal> {
-        let memory = self.memory.take();
         let queue = self.queue(index)?;
+        let index = usize::try_from(index).unwrap_or(usize::MAX);
         match enable {
             0 => {
                 queue.set_ready(false);
+                self.enabled[index] = false;
                 if !self.queues.iter().any(Queue::ready) {
                     // The driver lets go of the device: the only sign of a reset that there is.
                     self.device.reset();
                 }
+                self.watch_host(ops)
             }
             1 => {
-                queue.set_ready(true);
-                if !memory.as_ref().is_some_and(|memory| queue.is_valid(memory.guest())) {
-                    return Err("a queue outside guest memory".into());
-                }
+                self.enabled[index] = true;
+                self.use_queue(index, ops)
             }
-            _ => return Err("a queue that is neither enabled nor disabled".into()),
+            _ => Err("a queue that is neither enabled nor disabled".into()),
         }
-        self.memory = memory;
+    }
+
+    /// Begins to use a queue that is both started and enabled. The index is the caller's to check.
+    fn use_queue(&mut self, index: usize, ops: &mut EventOps<'_>) -> Result<(), Refusal> {
+        if !self.started[index] || !self.enabled[index] {
+            return Ok(());
+        }
+        let queue = &mut self.queues[index];
+        queue.set_ready(true);
+        if !self.memory.as_ref().is_some_and(|memory| queue.is_valid(memory.guest())) {
+            return Err("a queue outside guest memory".into());
+        }
         self.watch_host(ops)?;
-        if enable == 1 {
-            // Kicks of before went unserved.
-            self.serve(Some(usize::try_from(index).unwrap_or(usize::MAX)))?;
-        }
-        Ok(())
+        // Kicks of before went unserved.
+        Ok(self.serve(Some(index))?)
     }
 
     /// Watches the device's descriptor from the first queue on; before, it could do nothing with an event.

@@ -258,7 +258,13 @@ impl Qemu {
                     let path = at(&format!("device{index}"));
                     ours.push((device, UnixListener::bind(&path).unwrap()));
                     command.arg("-chardev").arg(format!("socket,id=c{index},path={}", path.display()));
-                    command.args(["-device", &format!("{front_end},chardev=c{index},{bus}")]);
+                    let front_end = if front_end.starts_with("virtio-net-device") {
+                        command.args(["-netdev", &format!("vhost-user,id=n{index},chardev=c{index}")]);
+                        format!("{front_end},netdev=n{index}")
+                    } else {
+                        format!("{front_end},chardev=c{index}")
+                    };
+                    command.args(["-device", &format!("{front_end},{bus}")]);
                 }
                 Device::Theirs { device, more, descriptor } => {
                     command.args(more).args(["-device", &format!("{device},{bus}")]);

@@ -193,6 +193,30 @@ fn a_device_works_from_first_message_to_interrupt() {
     it.assert_fault("in use");
 }
 
+#[test]
+fn a_queue_may_be_enabled_before_it_is_started() {
+    let kick = vmm_sys_util::eventfd::EventFd::new(1).unwrap();
+    // Before there is any memory; it is used when it is started.
+    let mut it = FrontEnd::new();
+    it.send(SET_VRING_ENABLE, &words(&[0, 1]), &[]);
+    it.set_features();
+    it.share_memory();
+    it.send(SET_VRING_NUM, &words(&[0, 256]), &[]);
+    it.send(SET_VRING_BASE, &words(&[0, 0]), &[]);
+    it.set_addresses([BASE, BASE + 0x2000, BASE + 0x1000]);
+    it.send(SET_VRING_KICK, &double_words(&[0]), &[kick.as_raw_fd()]);
+    assert_eq!(it.fault(), None);
+    it.send(SET_VRING_NUM, &words(&[0, 128]), &[]);
+    it.assert_fault("in use");
+
+    // What is started without memory is refused.
+    let mut it = FrontEnd::new();
+    it.send(SET_VRING_ENABLE, &words(&[0, 1]), &[]);
+    assert_eq!(it.fault(), None);
+    it.send(SET_VRING_KICK, &double_words(&[0]), &[kick.as_raw_fd()]);
+    it.assert_fault("outside guest memory");
+}
+
 /// A queue that is in use, with the descriptor that kicks it and the guest's memory.
 fn started() -> (FrontEnd, vmm_sys_util::eventfd::EventFd, GuestMemoryMmap) {
     let mut it = FrontEnd::new();
@@ -306,7 +330,6 @@ fn messages_that_break_the_protocol_end_the_machine() {
         ("100 entries", SET_VRING_NUM, words(&[0, 100]), 0),
         ("a queue of 0 entries", SET_VRING_NUM, words(&[0, 0]), 0),
         ("out of range", SET_VRING_BASE, words(&[0, 65536]), 0),
-        ("outside guest memory", SET_VRING_ENABLE, words(&[0, 1]), 0),
         ("neither", SET_VRING_ENABLE, words(&[0, 2]), 0),
         ("does not have", SET_VRING_ENABLE, words(&[9, 1]), 0),
         ("does not have", SET_VRING_KICK, double_words(&[5]), 1),
@@ -384,6 +407,8 @@ fn queues_outside_memory_are_refused() {
         it.set_features();
         it.share_memory();
         it.set_addresses(addresses);
+        let kick = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+        it.send(SET_VRING_KICK, &double_words(&[0]), &[kick.as_raw_fd()]);
         it.send(SET_VRING_ENABLE, &words(&[0, 1]), &[]);
         it.assert_fault("outside guest memory");
     }
