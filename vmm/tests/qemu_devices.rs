@@ -10,9 +10,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use qemu::cable::{Echo, interface};
 use qemu::{Accelerator, Device, Payload, Qemu};
 use vmm::virtio::block::Block;
 use vmm::virtio::block::extents::Extent;
+use vmm::virtio::net::Net;
 
 const DISK_BYTES: u64 = 8 << 20;
 const RESULT_BYTE: u64 = 4 << 20;
@@ -22,16 +24,16 @@ const BURSTS: usize = 2;
 const BURST: usize = 64;
 
 #[test]
-fn a_disk_is_read_and_written_through_qemus_front_end() {
+fn a_disk_and_a_network_interface_serve_qemus_front_ends() {
     if let Some(why) = qemu::missing() {
-        eprintln!("skipped: a disk behind QEMU's front-end: {why}");
+        eprintln!("skipped: devices behind QEMU's front-ends: {why}");
         return;
     }
     let directory = tempfile::tempdir().unwrap();
     let image = directory.path().join("payload");
     Payload {
         disk: qemu::VIRTIO,
-        net: None,
+        net: Some(qemu::VIRTIO + qemu::VIRTIO_BYTES),
         rounds: ROUNDS,
         bursts: BURSTS,
         burst: BURST,
@@ -48,19 +50,25 @@ fn a_disk_is_read_and_written_through_qemus_front_end() {
         disk.write_all_at(&block, (number * BLOCK_BYTES) as u64).unwrap();
     }
     let extent = Extent { file: Arc::new(disk.try_clone().unwrap()), offset: 0, length: DISK_BYTES };
-    let device = Box::new(Block::new(0, vec![extent], false).unwrap());
+    let block = Box::new(Block::new(0, vec![extent], false).unwrap());
+    let (cable, _echo) = Echo::new();
+    let net = Box::new(Net::new(0, &interface(), cable).unwrap());
 
     let mut machine = Qemu::new(Accelerator::Translator, File::open(&image).unwrap(), initramfs);
     machine.memory_mib = 64;
-    machine.devices = vec![Device::Ours { front_end: "vhost-user-blk", device }];
+    machine.devices = vec![
+        Device::Ours { front_end: "vhost-user-blk", device: block },
+        Device::Ours { front_end: "virtio-net-device,mac=02:00:00:00:00:01", device: net },
+    ];
     machine.start().finished();
 
     // It read all blocks, one after another to the same place, and then wrote what it read last to all of them.
     let mut blocks = vec![0; ROUNDS * BLOCK_BYTES];
     disk.read_exact_at(&mut blocks, 0).unwrap();
     assert!(blocks.iter().all(|byte| usize::from(*byte) == ROUNDS), "{:?}", &blocks[..16]);
-    // Each request took some time.
-    let mut ticks = vec![0; 8 * 2 * ROUNDS];
+    // Each read, each write, and each frame that went there and back took some time.
+    let mut ticks = vec![0; 8 * 3 * ROUNDS];
     disk.read_exact_at(&mut ticks, RESULT_BYTE).unwrap();
-    assert!(ticks.chunks(8).all(|tick| tick != [0; 8]));
+    let ticks: Vec<u64> = ticks.chunks(8).map(|tick| u64::from_le_bytes(tick.try_into().unwrap())).collect();
+    assert!(!ticks.contains(&0), "{ticks:?}");
 }

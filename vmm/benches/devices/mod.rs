@@ -10,10 +10,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, shutdown, socketpair,
-};
-use vmm::config::{Fd, NetBackend, NetConfig, RateLimit};
 use vmm::control::ExitReason;
 use vmm::kvm::layout;
 use vmm::virtio::block::Block;
@@ -22,6 +18,7 @@ use vmm::virtio::net::Net;
 
 use crate::kvm::Machine;
 use crate::kvm::files::memfd;
+use crate::qemu::cable::{Echo, interface};
 use crate::qemu::{self, Accelerator, Device, Qemu};
 
 const DISK_BYTES: u64 = 128 << 20;
@@ -33,7 +30,6 @@ const BURST: usize = 80;
 /// Sizes as in `payload.c`.
 const LARGE: f64 = 65_536.0;
 const LONG_FRAME: f64 = 1514.0;
-const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 /// Who serves the guest's requests.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -46,7 +42,7 @@ enum Rig {
     OursBehind(Accelerator),
 }
 
-/// What the guest noted, in microseconds; what it did not do is empty.
+/// What the guest noted, in microseconds.
 struct Noted {
     reads: Vec<f64>,
     writes: Vec<f64>,
@@ -89,12 +85,10 @@ pub fn compare(line: impl Fn(&str, Vec<f64>, &str, &str, &str), kvm: bool) {
         print("write of 4 KiB", noted.writes, "us", "none published");
         let peer = "1074, with 70 % of a core (SPECIFICATION.md)";
         print("reads of 64 KiB, 16 at a time", rates(LARGE, noted.read_bursts), "MB/s", peer);
-        if !noted.echoes.is_empty() {
-            let peer = "adds 60 on average (SPECIFICATION.md)";
-            print("frame of 64 bytes, there and back", noted.echoes, "us", peer);
-            let peer = "1812, with 80 % of a core (SPECIFICATION.md)";
-            print("frames of 1514 bytes, 64 at a time", rates(LONG_FRAME, noted.frame_bursts), "MB/s", peer);
-        }
+        let peer = "adds 60 on average (SPECIFICATION.md)";
+        print("frame of 64 bytes, there and back", noted.echoes, "us", peer);
+        let peer = "1812, with 80 % of a core (SPECIFICATION.md)";
+        print("frames of 1514 bytes, 64 at a time", rates(LONG_FRAME, noted.frame_bursts), "MB/s", peer);
     }
 }
 
@@ -113,18 +107,13 @@ fn run(rig: Rig, clock: f64) -> Noted {
         Rig::Ours => (layout::VIRTIO, vmm::transport::mmio::REGION_BYTES),
         _ => (qemu::VIRTIO, qemu::VIRTIO_BYTES),
     };
-    // QEMU's front-end for our network interface starts the rings before it has sent the features.
-    let with_net = true;
     let image = directory.path().join("payload");
-    let net = with_net.then_some(registers + stride);
+    let net = Some(registers + stride);
     qemu::Payload { disk: registers, net, rounds: ROUNDS, bursts: BURSTS, burst: BURST, result: RESULT_BYTE }
         .compile(&image);
     let disk = memfd(&[]);
     disk.set_len(DISK_BYTES).unwrap();
-    let (cable, far) =
-        socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC).unwrap();
-    let hang_up = far.try_clone().unwrap();
-    let echo = thread::spawn(move || echo(&far));
+    let (cable, echo) = Echo::new();
     match rig {
         Rig::Ours => in_our_vmm(&image, &disk, cable),
         Rig::Theirs(accelerator) => {
@@ -160,9 +149,7 @@ fn run(rig: Rig, clock: f64) -> Noted {
             in_qemu(accelerator, &image, devices);
         }
     }
-    // A datagram socket does not tell when its other end is gone.
-    shutdown(hang_up.as_raw_fd(), Shutdown::Both).unwrap();
-    echo.join().unwrap();
+    drop(echo);
     let mut bytes = vec![0; 8 * (3 * ROUNDS + 2 * BURSTS)];
     disk.read_exact_at(&mut bytes, RESULT_BYTE).unwrap();
     let ticks: Vec<f64> =
@@ -171,20 +158,9 @@ fn run(rig: Rig, clock: f64) -> Noted {
     Noted {
         reads: row(0, ROUNDS),
         writes: row(ROUNDS, ROUNDS),
-        echoes: if with_net { row(2 * ROUNDS, ROUNDS) } else { Vec::new() },
+        echoes: row(2 * ROUNDS, ROUNDS),
         read_bursts: row(3 * ROUNDS, BURSTS),
         frame_bursts: row(3 * ROUNDS + BURSTS, BURSTS),
-    }
-}
-
-fn interface() -> NetConfig {
-    NetConfig {
-        mac: MAC,
-        mtu: 1500,
-        backend: NetBackend::Socket { socket: Fd(0), headers: false },
-        check_source: true,
-        receive: RateLimit::default(),
-        send: RateLimit::default(),
     }
 }
 
@@ -206,18 +182,4 @@ fn in_qemu(accelerator: Accelerator, image: &Path, devices: Vec<Device>) {
     machine.devices = devices;
     machine.memory_mib = 64;
     machine.start().finished();
-}
-
-/// The other end of the cable: sends back what asks for it, until it is hung up.
-fn echo(socket: &OwnedFd) {
-    let mut frame = [0; 2048];
-    let fd = socket.as_raw_fd();
-    while let Ok(length) = recv(fd, &mut frame, MsgFlags::empty()) {
-        if length == 0 {
-            return;
-        }
-        if frame[14] == 1 && send(fd, &frame[..length], MsgFlags::MSG_NOSIGNAL).is_err() {
-            return;
-        }
-    }
 }

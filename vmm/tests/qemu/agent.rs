@@ -1,16 +1,17 @@
 //! Our kernel and agent, counted until the agent is ready.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use vmm::virtio::block::Block;
 use vmm::virtio::block::extents::Extent;
+use vmm::virtio::net::Net;
 use vmm::virtio::vsock::Vsock;
 
+use super::cable::{Echo, interface};
 use super::{Accelerator, Counts, Device, Qemu, cannot_count, missing};
 
 /// The port on the host that the agent connects to.
@@ -99,20 +100,14 @@ fn vsock(far: UnixStream) -> Device {
     }
 }
 
-/// QEMU's own: its vhost-user front-end for network interfaces starts the rings before it has sent the features.
+/// Nobody is at the other end of its cable.
 fn net() -> Device {
-    let (near, far) =
-        socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC).unwrap();
-    let netdev = format!("dgram,id=cable,local.type=fd,local.str={}", near.as_raw_fd());
-    // The other end may close: nobody is there to send to.
-    drop(far);
-    Device::Theirs {
-        device: "virtio-net-device,netdev=cable,mac=02:00:00:00:00:01".to_owned(),
-        more: vec!["-netdev".to_owned(), netdev],
-        descriptor: Some(near),
-    }
+    let (near, _) = Echo::new();
+    let device = Box::new(Net::new(0, &interface(), near).unwrap());
+    Device::Ours { front_end: "virtio-net-device,mac=02:00:00:00:00:01", device }
 }
 
+/// QEMU's own: its vhost-user front-end accepts features on the driver's behalf that our device did not offer.
 fn rng() -> Device {
     Device::Theirs { device: "virtio-rng-device".to_owned(), more: Vec::new(), descriptor: None }
 }

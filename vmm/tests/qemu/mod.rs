@@ -8,6 +8,7 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod agent;
+pub mod cable;
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
@@ -258,6 +259,7 @@ impl Qemu {
                     let path = at(&format!("device{index}"));
                     ours.push((device, UnixListener::bind(&path).unwrap()));
                     command.arg("-chardev").arg(format!("socket,id=c{index},path={}", path.display()));
+                    // An interface has two parts.
                     let front_end = if front_end.starts_with("virtio-net-device") {
                         command.args(["-netdev", &format!("vhost-user,id=n{index},chardev=c{index}")]);
                         format!("{front_end},netdev=n{index}")
