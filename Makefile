@@ -54,7 +54,7 @@ fuzz: setup ## Run the fuzzers, FUZZ_SECONDS each (60), beginning with the kept 
 	@image-unpack/fuzz/run.sh
 	@vmm/fuzz/run.sh
 
-bench-vmm: setup-bench kernel-uml ## Time start, pause, snapshot and restore of machines beside Firecracker's published figures
+bench-vmm: setup-bench kernel-uml ## Time machines beside Firecracker's published figures, their disks and interfaces beside QEMU's
 	@BULKHEAD_KERNEL_UML=$$(guest-kernel/build.sh uml --print-path) cargo bench --locked -p vmm --bench vmm
 
 lint: ## Check formatting and run clippy
