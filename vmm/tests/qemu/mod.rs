@@ -49,7 +49,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// What executes the guest.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Accelerator {
-    /// QEMU's translator, at the host's own pace. A second vCPU sleeps: for a single one QEMU before 8.0 leaves out the guest's memory
+    /// QEMU's translator, at the host's own pace. A second vCPU sleeps: for a single one QEMU before 8.1 leaves out the guest's memory
     /// barriers, which a device in another thread needs.
     Translator,
     /// The translator with a clock that advances by a nanosecond with each instruction: the guest sees the time, and so the timer's
