@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -57,12 +57,30 @@ impl Harbour {
         &self.image
     }
 
+    /// Where the installation's parts are.
+    #[must_use]
+    pub fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// A directory that lives as long as this.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The writable disk.
+    #[must_use]
+    pub fn writable(&self) -> PathBuf {
+        self.directory.path().join("writable.ext4")
+    }
+
     /// Boots a machine with the image and the writable disk, and waits for its agent's hello.
     #[must_use]
     pub fn boot(&self) -> Guest {
         let choice = AcceleratorChoice::Named(Accelerator::Uml);
         let chosen = accelerator::choose(choice, Isolation::Any, &self.paths.cache_files()).unwrap();
-        let writable: PathBuf = self.directory.path().join("writable.ext4");
+        let writable = self.writable();
         let directory = TempDir::new_in(self.directory.path()).unwrap();
         let hardware = Hardware {
             chosen,

@@ -222,7 +222,8 @@ fn shared_cache(bulkhead: &Bulkhead) -> &'static Path {
     Box::leak(directory.path().join("cache").into_boxed_path())
 }
 
-fn copy_sparse(from: &Path, to: &Path) {
+/// Copies a file, holes as holes.
+pub fn copy_sparse(from: &Path, to: &Path) {
     let status = Command::new("cp").arg("--sparse=always").arg(from).arg(to).status().unwrap();
     assert!(status.success());
 }

@@ -69,6 +69,14 @@ pub(crate) fn open_file(path: &Path) -> Result<Tree, AgentError> {
         .context(format!("open {}", path.display()))
 }
 
+/// As [`open_file`], and nobody can write to it.
+pub(crate) fn open_read_only(path: &Path) -> Result<Tree, AgentError> {
+    let tree = open_file(path)?;
+    sys::restrict_mounts(&tree.mount, mount_attribute::READ_ONLY)
+        .context(format!("make {} read-only", path.display()))?;
+    Ok(tree)
+}
+
 fn clone_tree(source: OwnedFd) -> io::Result<Tree> {
     let mount = sys::clone_mounts(&source)?;
     let is_directory = File::from(source).metadata()?.is_dir();

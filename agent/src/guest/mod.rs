@@ -13,6 +13,7 @@ mod listing;
 mod log;
 mod network;
 mod pump;
+mod restored;
 mod rootfs;
 mod server;
 mod streams;
@@ -47,6 +48,7 @@ impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
 /// The guest kernel lacks something that the agent needs, or the host went away.
 pub fn run() -> Result<std::convert::Infallible, AgentError> {
     boot::mount_kernel_file_systems()?;
+    restored::create_generation()?;
     server::Server::connect()?.serve()
 }
 

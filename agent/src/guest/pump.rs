@@ -17,6 +17,8 @@ pub(crate) enum Interest {
     Read,
     /// Its destination must become writable.
     Write,
+    /// Its connection was lost with the host that the machine had before it was restored: it goes on with another.
+    Connection,
     /// Nothing: it is done.
     Done,
 }
@@ -50,6 +52,7 @@ impl Pump {
                     Ok(n) => self.start += n,
                     Err(Errno::EAGAIN) => return Interest::Write,
                     Err(Errno::EINTR) => {}
+                    Err(Errno::ENOTCONN) => return Interest::Connection,
                     Err(_) => return Interest::Done,
                 }
                 continue;
@@ -67,9 +70,23 @@ impl Pump {
                 Ok(0) | Err(Errno::EIO | Errno::ECONNRESET) => self.source_ended = true,
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Interest::Read,
+                Err(Errno::ENOTCONN) => return Interest::Connection,
                 Err(_) => return Interest::Done,
             }
         }
+    }
+
+    /// Takes another source; what was read from the one before comes first.
+    pub(crate) fn replace_source(&mut self, source: OwnedFd, pending: &[u8]) {
+        self.source = source;
+        self.buffer.drain(..self.start);
+        self.start = 0;
+        self.buffer.extend_from_slice(pending);
+    }
+
+    /// Takes another destination, which gets what the one before did not take.
+    pub(crate) fn replace_destination(&mut self, destination: OwnedFd) {
+        self.destination = destination;
     }
 
     /// Passes the end of the stream on; on a pipe this is the close that follows.
@@ -93,6 +110,42 @@ mod tests {
     use nix::unistd::pipe;
     use std::fs::File;
     use std::io::{Read, Write};
+
+    /// A socket that is not connected, as those of a restored machine are: of which kind reading (TCP) or writing (Unix) says so in vsock's way.
+    fn lost(family: AddressFamily) -> OwnedFd {
+        nix::sys::socket::socket(family, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap()
+    }
+
+    #[test]
+    fn goes_on_with_another_connection_and_loses_nothing() {
+        let pair =
+            || socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_NONBLOCK).unwrap();
+        let read_all = |fd: OwnedFd| {
+            let mut all = String::new();
+            File::from(fd).read_to_string(&mut all).unwrap();
+            all
+        };
+        let (pipe_out, pipe_in) = pipe().unwrap();
+        let mut pump = Pump::new(lost(AddressFamily::Inet), pipe_in, b"before ".to_vec());
+        assert_eq!(pump.run(), Interest::Connection);
+        let (near, far) = pair();
+        pump.replace_source(near, b"first ");
+        File::from(far).write_all(b"then").unwrap();
+        assert_eq!(pump.run(), Interest::Done);
+        drop(pump);
+        assert_eq!(read_all(pipe_out), "before first then");
+
+        let (pipe_out, pipe_in) = pipe().unwrap();
+        set_nonblocking(&pipe_out).unwrap();
+        File::from(pipe_in).write_all(b"said to nobody").unwrap();
+        let mut pump = Pump::new(pipe_out, lost(AddressFamily::Unix), Vec::new());
+        assert_eq!(pump.run(), Interest::Connection);
+        let (near, far) = pair();
+        pump.replace_destination(near);
+        assert_eq!(pump.run(), Interest::Done);
+        drop(pump);
+        assert_eq!(read_all(far), "said to nobody");
+    }
 
     #[test]
     fn passes_bytes_end_and_backpressure() {

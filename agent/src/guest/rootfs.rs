@@ -11,6 +11,7 @@ use nix::time::{ClockId, clock_settime};
 use super::archive;
 use super::binds::{self, Tree};
 use super::boot::RUN;
+use super::restored::GENERATION;
 use super::{AgentError, Context};
 use crate::protocol::spec::Mount;
 use crate::protocol::{Failure, FailureKind, Fill, HostFile, Prepare};
@@ -67,7 +68,11 @@ impl Prepared {
     pub(crate) fn open_mounts<'a>(&'a self, mounts: &'a [Mount]) -> Result<Vec<Opened<'a>>, AgentError> {
         let mut opened = Vec::with_capacity(mounts.len() + self.volumes.len() + self.files.len());
         for entry in mounts.iter().chain(&self.volumes) {
-            let tree = if entry.kind == "bind" { Some(binds::open_share(entry)?) } else { None };
+            let tree = match entry.kind.as_str() {
+                "bind" => Some(binds::open_share(entry)?),
+                "generation" => Some(binds::open_read_only(Path::new(GENERATION))?),
+                _ => None,
+            };
             opened.push(Opened { target: &entry.destination, entry: Some(entry), tree });
         }
         for (source, target) in &self.files {
@@ -99,7 +104,11 @@ fn device(name: &str) -> Result<String, Failure> {
     Ok(format!("/dev/{name}"))
 }
 
-fn set_clock(wall_clock: u64) -> Result<(), AgentError> {
+/// Sets the wall clock, in nanoseconds since 1970.
+///
+/// # Errors
+/// The kernel refuses that time.
+pub(crate) fn set_clock(wall_clock: u64) -> Result<(), AgentError> {
     let seconds = i64::try_from(wall_clock / NANOSECONDS).unwrap_or(i64::MAX);
     let nanoseconds = i64::try_from(wall_clock % NANOSECONDS).unwrap_or(0);
     clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::new(seconds, nanoseconds)).context("set the clock")

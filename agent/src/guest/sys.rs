@@ -133,6 +133,35 @@ pub(crate) fn bring_up(interface: &str) -> io::Result<()> {
     Ok(())
 }
 
+// linux/random.h.
+const RNDADDENTROPY: libc::c_ulong = nix::request_code_write!(b'R', 0x03, size_of::<[libc::c_int; 2]>());
+const RNDRESEEDCRNG: libc::c_ulong = nix::request_code_none!(b'R', 0x07);
+
+/// `struct rand_pool_info` of linux/random.h.
+#[repr(C)]
+struct Entropy<const N: usize> {
+    bits: libc::c_int,
+    bytes: libc::c_int,
+    pool: [u8; N],
+}
+
+/// Mixes bytes into the kernel's random number generator, and has it rely on each of their bits.
+pub(crate) fn add_entropy<const N: usize>(generator: impl AsFd, pool: &[u8; N]) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(N).map_err(io::Error::other)?;
+    let entropy = Entropy { bits: bytes.saturating_mul(8), bytes, pool: *pool };
+    let fd = generator.as_fd().as_raw_fd();
+    // SAFETY: the pointer is to a structure that lives through the call, and holds as many bytes as it says.
+    Errno::result(unsafe { libc::ioctl(fd, RNDADDENTROPY, &raw const entropy) })?;
+    Ok(())
+}
+
+/// Has the kernel's random number generator make new keys of what was mixed in, now.
+pub(crate) fn reseed(generator: impl AsFd) -> io::Result<()> {
+    // SAFETY: takes no argument.
+    Errno::result(unsafe { libc::ioctl(generator.as_fd().as_raw_fd(), RNDRESEEDCRNG) })?;
+    Ok(())
+}
+
 /// Installs a seccomp filter for this process and all that come from it; an empty one is none. Needs CAP_SYS_ADMIN or no_new_privs.
 pub(crate) fn install_filter(program: &[Instruction]) -> io::Result<()> {
     if program.is_empty() {

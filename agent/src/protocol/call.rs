@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::network::{Interface, MAX_INTERFACES};
 use super::spec::{Mount, Process, Resources, Spec};
-use super::{ProcessId, bounded};
+use super::{ProcessId, Restored, bounded};
 
 /// Longest path in bytes (the kernel's PATH_MAX without its NUL).
 pub const MAX_PATH: usize = 4095;
@@ -40,6 +40,14 @@ pub struct Request {
 pub enum Call {
     /// Mount the container's root file system and set the clock. Once, first. Answer: `Done`.
     Prepare(Box<Prepare>),
+    /// The machine goes on from a snapshot: it takes the host's randomness, reseeds its generator, sets its clock and tells containers the
+    /// new generation, in this order. The first call on a connection that is not the machine's first: any other is refused until this one has succeeded, and
+    /// ends of processes are told only then. What was asked on an earlier connection is not answered any more: its streams are closed, its helpers ended.
+    /// Processes go on: the host opens their streams anew, after the hello, and gets what they wrote in the meantime. Answer: `Done`.
+    ///
+    /// A snapshot is taken of a container that is paused ([`Pause`](Self::Pause), before the machine is), and unpaused after this call: so that
+    /// no process of it runs on the randomness and the time of the snapshot.
+    Restored(Box<Restored>),
     /// Start the container: its first process. A machine has one at a time. Answered with `Done` when its program runs, and then told of
     /// once more by [`Exited`](super::Message::Exited); or answered with why it does not run, and then its name is free again.
     Start(Box<Start>),

@@ -11,7 +11,7 @@ pub const MAX_ERROR: usize = 4096;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Message {
-    /// The agent is ready. Its first word.
+    /// The agent is ready. Its first word on every connection.
     Hello {
         /// [`VERSION`](super::VERSION) of the agent.
         version: u32,

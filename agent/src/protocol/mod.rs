@@ -1,7 +1,8 @@
 //! What host and guest say to each other, over vsock.
 //!
-//! The guest connects to the host's [`CONTROL_PORT`] once; that connection carries length-prefixed JSON frames
-//! (`frame`): [`Request`]s to the guest, [`Message`]s back. Each pipe of a process, and the bytes of each transfer, is a connection of its own: the
+//! The guest connects to the host's [`CONTROL_PORT`] and says hello; that connection carries length-prefixed JSON frames
+//! (`frame`): [`Request`]s to the guest, [`Message`]s back. A machine that was restored from a snapshot connects anew, and serves nothing
+//! before it was told so ([`Call::Restored`]). Each pipe of a process, and the bytes of each transfer, is a connection of its own: the
 //! host connects to the guest's [`STREAM_PORT`], sends one frame with a [`StreamOpen`], and from then on the connection is the
 //! pipe: flow control is vsock's credit, end of file is a half-close.
 //!
@@ -13,6 +14,7 @@ mod call;
 mod frame;
 mod message;
 mod network;
+mod restored;
 pub mod spec;
 
 pub use answer::{
@@ -28,11 +30,12 @@ pub use message::{ExitStatus, Failure, FailureKind, MAX_ERROR, Message};
 pub use network::{
     Device, Interface, IpNetwork, MAX_ADDRESSES, MAX_INTERFACE_NAME, MAX_INTERFACES, MacAddress, Route,
 };
+pub use restored::{Bytes, ENTROPY_BYTES, GENERATION_BYTES, Restored};
 
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol; both sides must say the same.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Port of the control connection, on the host (CID 2).
 pub const CONTROL_PORT: u32 = 1024;
 /// Port on which the guest accepts stream connections.

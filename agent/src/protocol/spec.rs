@@ -114,7 +114,9 @@ pub struct Rlimit {
 pub struct Mount {
     /// Absolute path in the container.
     pub destination: PathBuf,
-    /// proc, sysfs, tmpfs, devpts, mqueue, cgroup2, `bind` or `virtiofs`.
+    /// proc, sysfs, tmpfs, devpts, mqueue, cgroup2, `bind` or `virtiofs`; or `generation`: a file that can only be read, with the generation of
+    /// [`super::Restored`] (32 hexadecimal digits and a line feed; zeros as long as the machine was not restored). It changes in place, so that a
+    /// program may map it into its memory; when it does, the kernel's randomness and the clock are new already.
     #[serde(rename = "type")]
     pub kind: String,
     /// For `bind`: the tag of a share that [`super::Prepare::shares`] mounted, and a path in it (`TAG`, `TAG/sub/path`; links stay within the

@@ -1,7 +1,11 @@
 //! What a container finds at its start: names, files, mounts, kernel parameters, limits, groups, networks, filters.
 
+use std::io::Write;
+
 use agent::protocol::spec::{Mount, Rlimit};
-use agent::protocol::{Answer, Call, Device, FailureKind, HostFile, Instruction, Interface, Route, Share};
+use agent::protocol::{
+    Answer, Bytes, Call, Device, FailureKind, HostFile, Instruction, Interface, Restored, Route, Share,
+};
 use bulkhead_tests::guest::{exec, prepare, start};
 use engine::model::ContainerConfig;
 
@@ -228,4 +232,27 @@ fn seccomp_filters_hold_for_every_process_of_the_container() {
     request.seccomp = vec![Instruction(0xffff, 0, 0, 0)];
     let running = guest.begin(request);
     assert!(guest.reply(running.request).unwrap_err().text.contains("install the seccomp filter"));
+}
+
+#[test]
+fn the_generation_can_be_read_and_changes_with_the_hosts_word() {
+    let Some(harbour) = harbour() else { return };
+    let mut guest = harbour.prepared();
+    let mut spec = spec(&harbour, "echo begins; read line; cat /dev/bulkhead/generation; sleep 1000");
+    spec.mounts.push(mount("/dev/bulkhead/generation", "generation", "", &[]));
+    let mut first = start(spec);
+    first.stdin = true;
+    let mut init = guest.start(first);
+    let read = "cat /dev/bulkhead/generation; echo x 2> /dev/null > /dev/bulkhead/generation || echo refused";
+    assert_eq!(guest.shell(read), format!("{}\nrefused\n", "0".repeat(32)));
+    // The host may say so at any time; it counts for every container, also for those that run.
+    let wall_clock = 2_000_000_000_000_000_000;
+    let news = Restored { generation: Bytes([0xab; 16]), entropy: Bytes([7; 64]), wall_clock };
+    assert_eq!(guest.call(Call::Restored(Box::new(news))), Ok(Answer::Done));
+    assert_eq!(guest.shell("cat /dev/bulkhead/generation"), format!("{}\n", "ab".repeat(16)));
+    let clock = guest.shell("date +%s");
+    assert!(clock.starts_with("20000000"), "{clock}");
+    init.stdin.take().unwrap().write_all(b"go on\n").unwrap();
+    let ended = guest.kill(init);
+    assert!(ended.stdout.starts_with("begins\n"), "{ended:?}");
 }

@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 use super::SnapshotError;
 
 /// The version that is written, and the only one that is read: a snapshot is a cache, made anew where it does not fit.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Most bytes of a state: 32 vCPUs of some 16 KiB and all devices, with room to spare.
 pub const MAX_STATE: u64 = 4 << 20;
 
@@ -159,6 +159,6 @@ mod tests {
         let (file, _) = written();
         file.write_all_at(&[9], 8).unwrap();
         let error = read::<State>(&file).unwrap_err().to_string();
-        assert_eq!(error, "it has version 9 of the format, this VMM reads 1");
+        assert_eq!(error, "it has version 9 of the format, this VMM reads 2");
     }
 }

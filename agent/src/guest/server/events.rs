@@ -2,7 +2,7 @@
 
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
-use super::{CGROUP_EVENTS, MEMORY_EVENTS, Server};
+use super::{Asked, CGROUP_EVENTS, MEMORY_EVENTS, Server};
 use crate::guest::container::Cgroup;
 use crate::guest::container::cgroup::Events;
 use crate::guest::{AgentError, Context};
@@ -19,7 +19,7 @@ pub(super) struct Watched {
     kills: u64,
     paused: bool,
     /// Pauses that are answered when all processes are frozen.
-    freezing: Vec<u64>,
+    freezing: Vec<Asked>,
 }
 
 impl Watched {
@@ -60,10 +60,10 @@ impl Server {
             return Ok(());
         }
         watched.kills = kills;
-        self.send(&Message::Oom { kills })
+        self.host.tell(Message::Oom { kills })
     }
 
-    pub(super) fn pause(&mut self, id: u64) -> Result<(), AgentError> {
+    pub(super) fn pause(&mut self, id: Asked) -> Result<(), AgentError> {
         let refuse = |kind, text: &str| Err(Failure::new(kind, text));
         let result = match (&self.container, &mut self.watched) {
             (Some(container), Some(watched)) if watched.freezing.len() < MAX_PAUSES => {
@@ -81,7 +81,7 @@ impl Server {
         }
     }
 
-    pub(super) fn unpause(&mut self, id: u64) -> Result<(), AgentError> {
+    pub(super) fn unpause(&mut self, id: Asked) -> Result<(), AgentError> {
         let result = self.running().and_then(|c| c.cgroup.freeze(false).map_err(Failure::from));
         if result.is_ok()
             && let Some(watched) = &mut self.watched
@@ -112,7 +112,7 @@ impl Server {
         self.fail_pauses(watched.freezing, FailureKind::NotRunning, "the container has ended")
     }
 
-    fn fail_pauses(&self, pauses: Vec<u64>, kind: FailureKind, text: &str) -> Result<(), AgentError> {
+    fn fail_pauses(&mut self, pauses: Vec<Asked>, kind: FailureKind, text: &str) -> Result<(), AgentError> {
         pauses.into_iter().try_for_each(|id| self.reply(id, Err(Failure::new(kind, text))))
     }
 }

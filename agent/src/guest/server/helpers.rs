@@ -7,7 +7,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
-use super::Server;
+use super::{Asked, Server};
 use crate::guest::network::{self, Netlink};
 use crate::guest::task::{self, Task};
 use crate::guest::{AgentError, Context, archive};
@@ -36,14 +36,14 @@ impl Work {
 
 impl Server {
     /// Whether a helper is free and the work's stream is open.
-    pub(super) fn can_help(&self, id: u64, work: &Work) -> bool {
-        self.helpers.len() < MAX_HELPERS && (!work.needs_stream() || self.streams.is_transfer_open(id))
+    pub(super) fn can_help(&self, asked: Asked, work: &Work) -> bool {
+        self.helpers.len() < MAX_HELPERS && (!work.needs_stream() || self.streams.is_transfer_open(asked.id))
     }
 
     /// Forks a helper; the request is answered when it has reported.
-    pub(super) fn help(&mut self, id: u64, work: &Work) -> Result<(), Failure> {
+    pub(super) fn help(&mut self, asked: Asked, work: &Work) -> Result<(), Failure> {
         let stream = if work.needs_stream() {
-            Some(self.streams.claim_transfer(id).context("claim a stream")?)
+            Some(self.streams.claim_transfer(asked.id).context("claim a stream")?)
         } else {
             None
         };
@@ -57,7 +57,7 @@ impl Server {
             task.kill();
             return Err(Failure::new(FailureKind::Other, format!("watch a helper: {error}")));
         }
-        self.helpers.insert(token, (id, task));
+        self.helpers.insert(token, (asked, task));
         Ok(())
     }
 
@@ -111,8 +111,8 @@ impl Server {
 
     /// Passes a helper's report on.
     pub(super) fn finish_helper(&mut self, token: u64) -> Result<(), AgentError> {
-        let Some((id, task)) = self.helpers.remove(&token) else { return Ok(()) };
-        self.reply(id, task.result())?;
+        let Some((asked, task)) = self.helpers.remove(&token) else { return Ok(()) };
+        self.reply(asked, task.result())?;
         self.run_waiting()
     }
 }

@@ -2,12 +2,13 @@
 
 mod events;
 mod helpers;
+mod host;
+mod pipes;
 mod processes;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::convert::Infallible;
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -19,20 +20,21 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, connect, listen, socket,
 };
 use nix::sys::wait::waitpid;
-use nix::unistd::read;
 
 use super::container::{Container, Starting, cgroup::Limits};
-use super::pump::{Interest, Pump, set_nonblocking};
+use super::pump::set_nonblocking;
+use super::restored;
 use super::rootfs::Prepared;
 use super::streams::Streams;
 use super::task::Task;
 use super::{AgentError, Context, accounts, listing, rootfs};
 use crate::protocol::{
-    self, Answer, CONTROL_PORT, Call, Decoder, Failure, FailureKind, Message, ProcessId, Request,
-    STREAM_PORT, ShutdownMethod,
+    self, Answer, CONTROL_PORT, Call, Failure, FailureKind, ProcessId, STREAM_PORT, ShutdownMethod,
 };
 use events::Watched;
 use helpers::Work;
+use host::{Asked, Host};
+use pipes::Pipe;
 use processes::{Launch, Process};
 
 const CONTROL: u64 = 0;
@@ -60,23 +62,35 @@ enum Waiting {
 /// The agent's state.
 pub(crate) struct Server {
     epoll: Epoll,
-    control: OwnedFd,
-    decoder: Decoder,
+    host: Host,
     listener: OwnedFd,
     children: SignalFd,
     /// The agent's own pid namespace, to come back to.
     pid_namespace: OwnedFd,
     streams: Streams,
-    waiting: VecDeque<(u64, Waiting)>,
+    waiting: VecDeque<(Asked, Waiting)>,
     prepared: Option<Prepared>,
     container: Option<Container>,
     watched: Option<Watched>,
     processes: BTreeMap<ProcessId, Process>,
     reports: HashMap<u64, (ProcessId, Starting)>,
-    pumps: HashMap<u64, (Pump, Interest)>,
+    pipes: HashMap<u64, Pipe>,
     /// Helpers at work, and the requests that they work for.
-    helpers: HashMap<u64, (u64, Task)>,
+    helpers: HashMap<u64, (Asked, Task)>,
     next_token: u64,
+}
+
+/// A vsock that is not connected.
+fn vsock() -> Result<OwnedFd, AgentError> {
+    socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).context("open a vsock")
+}
+
+/// A connection to the host.
+fn dial() -> Result<OwnedFd, AgentError> {
+    let control = vsock()?;
+    connect(control.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_HOST, CONTROL_PORT))
+        .context("connect to the host")?;
+    Ok(control)
 }
 
 impl Server {
@@ -87,16 +101,12 @@ impl Server {
         mask.thread_block().context("block SIGCHLD")?;
         let children = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
             .context("watch children")?;
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let vsock = || socket(AddressFamily::Vsock, SockType::Stream, flags, None).context("open a vsock");
         let listener = vsock()?;
         bind(listener.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, STREAM_PORT))
             .context("bind the vsock")?;
         listen(&listener, Backlog::new(64).context("listen")?).context("listen on the vsock")?;
         set_nonblocking(&listener).context("make the listener non-blocking")?;
-        let control = vsock()?;
-        connect(control.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_HOST, CONTROL_PORT))
-            .context("connect to the host")?;
+        let control = dial()?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("make an epoll")?;
         for (fd, token) in
             [(control.as_fd(), CONTROL), (listener.as_fd(), LISTENER), (children.as_fd(), CHILDREN)]
@@ -104,10 +114,9 @@ impl Server {
             epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token)).context("watch a descriptor")?;
         }
         let pid_namespace = File::open("/proc/self/ns/pid").context("find the agent's namespace")?.into();
-        let server = Self {
+        Ok(Self {
             epoll,
-            control,
-            decoder: Decoder::default(),
+            host: Host::new(control)?,
             listener,
             children,
             pid_namespace,
@@ -118,12 +127,10 @@ impl Server {
             watched: None,
             processes: BTreeMap::new(),
             reports: HashMap::new(),
-            pumps: HashMap::new(),
+            pipes: HashMap::new(),
             helpers: HashMap::new(),
             next_token: FIRST_DYNAMIC,
-        };
-        server.send(&Message::Hello { version: protocol::VERSION })?;
-        Ok(server)
+        })
     }
 
     /// Serves until the host ends the machine.
@@ -144,6 +151,7 @@ impl Server {
                     CGROUP_EVENTS => self.report_frozen()?,
                     token if self.streams.is_greeting(token) => {
                         if self.streams.read_greeting(token, &self.epoll).context("open a stream")? {
+                            self.rejoin()?;
                             self.run_waiting()?;
                         }
                     }
@@ -152,38 +160,43 @@ impl Server {
                     token => self.run_pump(token)?,
                 }
             }
+            if self.host.is_lost() {
+                self.reconnect()?;
+            }
         }
     }
 
-    fn send(&self, message: &Message) -> Result<(), AgentError> {
-        let writer = self.control.try_clone().map(File::from).context("answer the host")?;
-        protocol::write_frame(writer, message).map_err(io::Error::other).context("answer the host")
+    /// The machine was restored from a snapshot, else nobody takes the connection. What the host had asked for, and is not done, was asked by
+    /// one that is gone; the pipes of running processes wait for the next one.
+    fn reconnect(&mut self) -> Result<(), AgentError> {
+        let control = dial()?;
+        self.epoll.delete(&self.host).context("forget the host")?;
+        self.epoll.add(&control, EpollEvent::new(EpollFlags::EPOLLIN, CONTROL)).context("watch the host")?;
+        self.waiting.clear();
+        self.streams = Streams::default();
+        for (_, (_, task)) in self.helpers.drain() {
+            task.kill();
+        }
+        self.forget_ended_pipes()?;
+        self.host.renew(control)
     }
 
-    fn reply(&self, id: u64, result: Result<Answer, Failure>) -> Result<(), AgentError> {
-        self.send(&Message::Reply { id, result })
+    fn reply(&mut self, asked: Asked, result: Result<Answer, Failure>) -> Result<(), AgentError> {
+        self.host.reply(asked, result)
     }
 
     fn read_control(&mut self) -> Result<(), AgentError> {
-        let mut buffer = [0u8; 16 * 1024];
-        let n = read(&self.control, &mut buffer).context("read from the host")?;
-        if n == 0 {
-            let gone = io::Error::from(io::ErrorKind::ConnectionAborted);
-            return Err(gone).context("the host closed the control connection");
-        }
-        self.decoder.feed(&buffer[..n]);
-        while let Some(request) =
-            self.decoder.next_frame::<Request>().map_err(io::Error::other).context("read a request")?
-        {
-            self.handle(request)?;
+        self.host.read()?;
+        while let Some((asked, call)) = self.host.next_request()? {
+            self.handle(asked, call)?;
         }
         Ok(())
     }
 
-    fn handle(&mut self, request: Request) -> Result<(), AgentError> {
-        let id = request.id;
-        let result = match request.call {
+    fn handle(&mut self, id: Asked, call: Call) -> Result<(), AgentError> {
+        let result = match call {
             Call::Prepare(prepare) => self.prepare(&prepare),
+            Call::Restored(news) => return self.settle(id, &news),
             Call::Start(start) => return self.wait(id, Waiting::Launch(Launch::Start(start))),
             Call::Exec(exec) => return self.wait(id, Waiting::Launch(Launch::Exec(exec))),
             Call::Signal { process, signal } => self.signal(&process, signal),
@@ -208,6 +221,18 @@ impl Server {
             Call::Shutdown { method } => return self.shutdown(method),
         };
         self.reply(id, result)
+    }
+
+    /// Makes the machine one that no other is; only then is anything else served.
+    fn settle(&mut self, id: Asked, news: &protocol::Restored) -> Result<(), AgentError> {
+        match restored::settle(news) {
+            Ok(()) => {
+                self.reply(id, Ok(Answer::Done))?;
+                self.host.settle()?;
+                self.rejoin()
+            }
+            Err(error) => self.reply(id, Err(error.into())),
+        }
     }
 
     fn prepare(&mut self, request: &protocol::Prepare) -> Result<Answer, Failure> {
@@ -249,7 +274,7 @@ impl Server {
     }
 
     /// Takes a request that may have to wait, and does what can be done now.
-    fn wait(&mut self, id: u64, waiting: Waiting) -> Result<(), AgentError> {
+    fn wait(&mut self, id: Asked, waiting: Waiting) -> Result<(), AgentError> {
         if self.waiting.len() >= MAX_WAITING {
             return self.reply(id, Err(Failure::new(FailureKind::Other, "too many requests wait already")));
         }

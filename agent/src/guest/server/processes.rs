@@ -8,10 +8,9 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::events::Watched;
-use super::{MAX_PROCESSES, Server};
+use super::{Asked, MAX_PROCESSES, Server};
 use crate::guest::container::{self, Report};
-use crate::guest::pump::{Interest, Pump, set_nonblocking};
-use crate::guest::streams::Opened;
+use crate::guest::pump::set_nonblocking;
 use crate::guest::{AgentError, Context, sys};
 use crate::protocol::{
     Answer, Exec, ExitStatus, Failure, FailureKind, MAX_SIGNAL, Message, ProcessId, Start, Stream,
@@ -55,9 +54,9 @@ pub(super) struct Process {
     /// Set once the terminal exists.
     terminal: Option<OwnedFd>,
     /// Its start has not been answered yet: the request's id, and what the child says.
-    starting: Option<(u64, u64)>,
+    starting: Option<(Asked, u64)>,
     /// Its program does not run: the request's id, and why not. Answered when the child is gone, so that its name is free by then.
-    failed: Option<(u64, Failure)>,
+    failed: Option<(Asked, Failure)>,
 }
 
 impl Server {
@@ -87,7 +86,7 @@ impl Server {
     }
 
     /// Forks a process; its start is answered once its program runs. If that fails, its streams are closed.
-    pub(super) fn launch(&mut self, id: u64, launch: Launch) -> Result<(), Failure> {
+    pub(super) fn launch(&mut self, id: Asked, launch: Launch) -> Result<(), Failure> {
         let process = launch.process().clone();
         if self.processes.contains_key(&process) {
             // Its streams are open because the running process's were not all claimed; they stay as they are.
@@ -101,7 +100,7 @@ impl Server {
         launched
     }
 
-    fn fork(&mut self, id: u64, launch: Launch) -> Result<(), Failure> {
+    fn fork(&mut self, id: Asked, launch: Launch) -> Result<(), Failure> {
         if self.processes.len() >= MAX_PROCESSES {
             return Err(Failure::new(FailureKind::Other, "there are too many processes"));
         }
@@ -134,7 +133,7 @@ impl Server {
                     .streams
                     .claim(&process, stream)
                     .context("claim a stream")
-                    .and_then(|opened| self.add_pump(opened, pipe, stream));
+                    .and_then(|opened| self.add_pump(&process, opened, pipe, stream));
             }
         }
         if let Err(error) = connected {
@@ -169,43 +168,6 @@ impl Server {
         Ok(starting)
     }
 
-    fn add_pump(
-        &mut self,
-        (connection, pending): Opened,
-        pipe: OwnedFd,
-        stream: Stream,
-    ) -> Result<(), AgentError> {
-        let pump = match stream {
-            Stream::Stdin => Pump::new(connection, pipe, pending),
-            Stream::Stdout | Stream::Stderr => Pump::new(pipe, connection, Vec::new()),
-        };
-        let token = self.token();
-        self.pumps.insert(token, (pump, Interest::Done));
-        self.run_pump(token)
-    }
-
-    /// Runs a pump and watches the descriptor that it waits for; an idle descriptor that hung up would wake epoll for ever.
-    pub(super) fn run_pump(&mut self, token: u64) -> Result<(), AgentError> {
-        let Some((pump, before)) = self.pumps.get_mut(&token) else { return Ok(()) };
-        let after = pump.run();
-        if after == *before {
-            return Ok(());
-        }
-        if *before != Interest::Done {
-            self.epoll.delete(pump.descriptor(*before)).context("forget a stream")?;
-        }
-        *before = after;
-        let flags = match after {
-            Interest::Read => EpollFlags::EPOLLIN,
-            Interest::Write => EpollFlags::EPOLLOUT,
-            Interest::Done => {
-                self.pumps.remove(&token);
-                return Ok(());
-            }
-        };
-        self.epoll.add(pump.descriptor(after), EpollEvent::new(flags, token)).context("watch a stream")
-    }
-
     pub(super) fn read_report(&mut self, token: u64) -> Result<(), AgentError> {
         let Some((id, starting)) = self.reports.get(&token) else { return Ok(()) };
         let id = id.clone();
@@ -237,7 +199,7 @@ impl Server {
         for (end, stream) in [(input, Stream::Stdin), (output, Stream::Stdout)] {
             // Without a stream for its input, a terminal is one that nobody types on.
             if let Ok(opened) = self.streams.claim(id, stream) {
-                self.add_pump(opened, end, stream)?;
+                self.add_pump(id, opened, end, stream)?;
             }
         }
         Ok(())
@@ -279,12 +241,13 @@ impl Server {
         let oom_killed = self.watched.as_ref().is_some_and(|w| w.kills() > 0);
         let failed = self.processes.remove(id).and_then(|p| p.failed);
         self.streams.forget(id);
+        self.forget_pipes(id)?;
         if self.container.as_ref().is_some_and(|c| c.process == *id) {
             self.forget_container()?;
         }
         match failed {
             Some((request, failure)) => self.reply(request, Err(failure)),
-            None => self.send(&Message::Exited { process: id.clone(), status, oom_killed }),
+            None => self.host.tell(Message::Exited { process: id.clone(), status, oom_killed }),
         }
     }
 

@@ -10,9 +10,9 @@ use virtio_queue::{QueueOwnedT, QueueT};
 
 use super::muxer::Muxer;
 use super::packet::{HEADER_SIZE, Header};
-use crate::control::Refusal;
+use crate::control::{Refusal, RefusalKind};
 use crate::virtio::chain::{Request, answer, next_request};
-use crate::virtio::{DeviceError, Io, VirtioDevice, read_config_bytes, stateless};
+use crate::virtio::{DeviceError, Io, VirtioDevice, read_config_bytes};
 
 /// Device type number (virtio 1.2 section 5).
 pub const TYPE_VSOCK: u32 = 19;
@@ -224,11 +224,15 @@ impl VirtioDevice for Vsock {
 
     fn save(&self) -> Result<Vec<u8>, Refusal> {
         // Connections are the host's: the driver is told that they are gone.
-        Ok(Vec::new())
+        Ok(self.muxer.next_host_port().to_le_bytes().to_vec())
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), Refusal> {
-        stateless(self.name(), state)
+        let port = <[u8; 4]>::try_from(state).map(u32::from_le_bytes);
+        if port.is_ok_and(|port| self.muxer.continue_from(port)) {
+            return Ok(());
+        }
+        Err(Refusal::new(RefusalKind::Invalid, "vsock: the snapshot holds no state of a socket device"))
     }
 
     /// All connections of before are gone, and the context id may be another (section 5.10.6.7, transport reset).

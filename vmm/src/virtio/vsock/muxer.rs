@@ -104,6 +104,23 @@ impl Muxer {
         })
     }
 
+    /// The port that names the next client's stream. A restored machine goes on from there: the guest may still hold the streams of before, dead as
+    /// they are, and would take a new one of the same ports for one of them.
+    #[must_use]
+    pub fn next_host_port(&self) -> u32 {
+        self.next_host_port
+    }
+
+    /// Goes on from a port; false if it is none that names clients' streams.
+    #[must_use]
+    pub fn continue_from(&mut self, port: u32) -> bool {
+        let known = (FIRST_HOST_PORT..u32::MAX).contains(&port);
+        if known {
+            self.next_host_port = port;
+        }
+        known
+    }
+
     /// The descriptor that is readable while the host has events.
     #[must_use]
     pub fn as_raw_fd(&self) -> RawFd {

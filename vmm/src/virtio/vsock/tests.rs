@@ -19,6 +19,8 @@ use super::packet::{
 };
 use crate::virtio::{DeviceError, Interrupt, Io, VirtioDevice};
 
+mod restore;
+
 const CID: u64 = 3;
 const PORT: u32 = 1024;
 const GUEST_PORT: u32 = 5000;
