@@ -1,5 +1,7 @@
 //! A driver that does what bytes say: requests that are nearly right, and all that is plainly wrong.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::memory::GuestMemoryMmap;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
@@ -9,6 +11,9 @@ use super::device::{self, Kind, World};
 use crate::config::{Bucket, RateLimit};
 use crate::virtio::command::{Command, Counter};
 use crate::virtio::{DeviceError, Interrupt, Io, NoDriver, VirtioDevice};
+
+#[cfg(test)]
+mod classes;
 
 const SIZE: u16 = 256;
 /// Two regions of memory that touch at the seam, and nothing beyond the end.
@@ -24,6 +29,20 @@ const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
+/// Counts interrupts.
+#[derive(Debug, Default)]
+struct Interrupts(AtomicU64);
+
+impl Interrupt for Interrupts {
+    fn queue_used(&self, _index: usize) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn config_changed(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// A device under attack.
 pub struct Attack {
     kind: Kind,
@@ -33,6 +52,7 @@ pub struct Attack {
     memory: GuestMemoryMmap,
     queues: Vec<Queue>,
     available: Vec<u16>,
+    interrupts: Interrupts,
     requests: u64,
     losses: u64,
 }
@@ -50,8 +70,10 @@ impl Attack {
             .expect("memory for a guest");
         let count = device.queue_sizes().len();
         let queues = (0..count).map(|_| Queue::new(SIZE).expect("a power of two")).collect();
+        let available = vec![0; count];
+        let interrupts = Interrupts::default();
         let mut attack =
-            Self { kind, world, device, memory, queues, available: vec![0; count], requests: 0, losses: 0 };
+            Self { kind, world, device, memory, queues, available, interrupts, requests: 0, losses: 0 };
         let features = attack.device.features();
         attack.start(features);
         attack
@@ -67,6 +89,12 @@ impl Attack {
     #[must_use]
     pub fn losses(&self) -> u64 {
         self.losses
+    }
+
+    /// How often the driver was interrupted.
+    #[must_use]
+    pub fn interrupts(&self) -> u64 {
+        self.interrupts.0.load(Ordering::Relaxed)
     }
 
     /// What the device has counted.
@@ -128,7 +156,7 @@ impl Attack {
 
     /// Lends the queues to the device, and starts it again if it was lost.
     fn event(&mut self, serve: impl FnOnce(&mut dyn VirtioDevice, &mut Io<'_>) -> Result<(), DeviceError>) {
-        let mut io = Io { memory: &self.memory, queues: &mut self.queues, interrupt: &NoDriver };
+        let mut io = Io { memory: &self.memory, queues: &mut self.queues, interrupt: &self.interrupts };
         if serve(self.device.as_mut(), &mut io).is_err() {
             self.losses += 1;
             let features = self.device.features();

@@ -147,6 +147,12 @@ pub fn make(kind: Kind) -> (World, Box<dyn VirtioDevice>) {
 }
 
 impl World {
+    /// The other ends of a device's sockets.
+    #[cfg(test)]
+    pub fn peers(&self) -> &[OwnedFd] {
+        &self.peers
+    }
+
     /// The other end of the device does something.
     pub fn act(&mut self, input: &mut Input<'_>) -> Option<()> {
         let action = input.u8()?;

@@ -6,6 +6,8 @@
 mod attack;
 mod device;
 #[cfg(test)]
+mod registers;
+#[cfg(test)]
 mod tests;
 mod transport;
 
