@@ -3,6 +3,9 @@
 //! The supervisor sends [`Request::Hello`], then [`Request::Boot`] with every descriptor that the machine needs. Every
 //! request is answered with its number, and [`Event`]s come by themselves. When the supervisor closes its end, the
 //! machine ends at once: no machine outlives its supervisor.
+//!
+//! A packet that is no request is refused like one that cannot be carried out, and a running machine goes on: a supervisor's slip is no reason to
+//! lose a tenant's work. Of a supervisor that makes many ([`MAX_MALFORMED`]) nothing good is to be expected: its machine ends.
 
 mod client;
 mod messages;
@@ -21,9 +24,10 @@ use serde::de::DeserializeOwned;
 pub use self::client::Client;
 pub use self::messages::{
     Answer, Diagnosis, Envelope, Event, ExitReason, ExitReport, Message, Refusal, RefusalKind, Request,
-    RestoreRequest, SnapshotKind, SnapshotRequest, SnapshotWritten, Statistics, VERSION, counters,
+    RestoreRequest, SnapshotKind, SnapshotRequest, SnapshotWritten, Statistics, UNNUMBERED, VERSION,
+    counters,
 };
-pub use self::session::{Controlled, First, Session};
+pub use self::session::{Controlled, First, MAX_MALFORMED, Session};
 
 /// Largest packet in either direction, in bytes.
 pub const MAX_PACKET: usize = 128 * 1024;
@@ -31,6 +35,33 @@ pub const MAX_PACKET: usize = 128 * 1024;
 pub const MAX_DESCRIPTORS: usize = 253;
 /// Most console bytes in an exit report.
 pub const MAX_CONSOLE: usize = 16 * 1024;
+
+/// A packet that is no message. The socket is as good as before: each packet stands for itself.
+#[derive(Debug)]
+pub struct Malformed {
+    /// The number that an answer is to bear, as far as the packet has one.
+    pub id: Option<u64>,
+    /// What is wrong, in at most [`MAX_REASON`] bytes.
+    pub why: String,
+}
+
+/// Most bytes of what is told of a [`Malformed`] packet.
+pub const MAX_REASON: usize = 256;
+
+impl Malformed {
+    fn new(body: &[u8], why: &str) -> Self {
+        #[derive(serde::Deserialize)]
+        struct Numbered {
+            id: u64,
+        }
+        let id = serde_json::from_slice::<Numbered>(body).ok().map(|numbered| numbered.id);
+        let end = (0..=MAX_REASON.min(why.len())).rev().find(|end| why.is_char_boundary(*end));
+        Self { id, why: why.get(..end.unwrap_or(0)).unwrap_or_default().to_owned() }
+    }
+}
+
+/// A message and its descriptors, or what came in its place.
+pub type Received<T> = Result<(T, Vec<OwnedFd>), Malformed>;
 
 /// One end of the control socket.
 #[derive(Debug)]
@@ -100,11 +131,20 @@ impl ControlSocket {
         Ok(())
     }
 
-    /// Receives one packet; `None` when the other end is closed.
+    /// Receives one message; `None` when the other end is closed.
     ///
     /// # Errors
     /// The packet was too large, or is not the expected JSON.
     pub fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+        let malformed = |malformed: Malformed| io::Error::new(io::ErrorKind::InvalidData, malformed.why);
+        self.receive_any()?.transpose().map_err(malformed)
+    }
+
+    /// Receives one packet, whatever it is; `None` when the other end is closed. Descriptors that come with no message are closed.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub fn receive_any<T: DeserializeOwned>(&self) -> io::Result<Option<Received<T>>> {
         let mut body = vec![0u8; MAX_PACKET];
         let mut space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
         let mut descriptors = Vec::new();
@@ -123,10 +163,14 @@ impl ControlSocket {
         if length == 0 {
             return Ok(None);
         }
+        let body = body.get(..length).unwrap_or_default();
         if truncated {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "control packet truncated"));
+            let why =
+                format!("it has more than {MAX_PACKET} bytes, or more than {MAX_DESCRIPTORS} descriptors");
+            return Ok(Some(Err(Malformed::new(body, &why))));
         }
-        Ok(Some((serde_json::from_slice(&body[..length])?, descriptors)))
+        let message = serde_json::from_slice(body).map_err(|error| Malformed::new(body, &error.to_string()));
+        Ok(Some(message.map(|message| (message, descriptors))))
     }
 }
 

@@ -14,8 +14,8 @@ use kvm::process::Setup;
 use nix::sys::socket::{MsgFlags, send};
 use vmm::config::{Fd, RateLimit};
 use vmm::control::{
-    Answer, Client, ControlSocket, Envelope, Event, ExitReason, MAX_PACKET, Message, Refusal, RefusalKind,
-    Request, SnapshotKind, SnapshotRequest, VERSION,
+    Answer, Client, ControlSocket, Envelope, Event, ExitReason, MAX_MALFORMED, MAX_PACKET, Message, Refusal,
+    RefusalKind, Request, SnapshotKind, SnapshotRequest, UNNUMBERED, VERSION,
 };
 use vmm::virtio::command::Command as DeviceCommand;
 
@@ -75,22 +75,71 @@ fn nothing_is_done_before_the_greeting_and_the_machine() {
     assert!(vmm.wait().unwrap().success());
 }
 
+/// Packets that are no requests, and the number that their refusals bear.
+fn bombs() -> Vec<(Vec<u8>, u64)> {
+    let named = |text: &str, id| (text.as_bytes().to_vec(), id);
+    vec![
+        named("{", UNNUMBERED),
+        named("null", UNNUMBERED),
+        named("{\"id\":1,\"request\":\"frobnicate\"}", 1),
+        named("{\"id\":2,\"request\":\"pause\",\"more\":1}", 2),
+        named("{\"id\":-1,\"request\":\"pause\"}", UNNUMBERED),
+        (format!("{{\"id\":3,\"request\":\"{}\"}}", "é".repeat(MAX_PACKET / 2 - 20)).into_bytes(), 3),
+        (vec![b'['; MAX_PACKET], UNNUMBERED),
+        (vec![0xff; MAX_PACKET], UNNUMBERED),
+        (vec![b' '; MAX_PACKET + 1], UNNUMBERED),
+    ]
+}
+
 #[test]
-fn what_is_no_request_ends_the_vmm_and_not_the_host() {
-    let bombs: Vec<Vec<u8>> = vec![
-        b"".to_vec(),
-        b"{".to_vec(),
-        b"null".to_vec(),
-        b"{\"id\":1,\"request\":\"frobnicate\"}".to_vec(),
-        b"{\"id\":1,\"request\":\"pause\",\"more\":1}".to_vec(),
-        b"{\"id\":-1,\"request\":\"pause\"}".to_vec(),
-        vec![b'['; MAX_PACKET],
-        vec![0xff; MAX_PACKET],
-        vec![b' '; MAX_PACKET + 1],
-    ];
+fn what_is_no_request_is_refused_and_the_machine_goes_on() {
+    let Some(kvm) = kvm::device() else { return };
+    let mut vmm = Setup::new(kvm, &Code::new().spin().image()).boot(|_| {});
+    vmm.started();
+    let inner = vmm.inner();
+    let descriptors = || std::fs::read_dir(format!("/proc/{inner}/fd")).unwrap().count();
+    let before = descriptors();
+    for (bomb, expected) in bombs() {
+        // With a descriptor, which nobody takes.
+        let (pipe, _) = std::io::pipe().unwrap();
+        let rights = [std::os::fd::AsRawFd::as_raw_fd(&pipe)];
+        nix::sys::socket::sendmsg::<()>(
+            std::os::fd::AsRawFd::as_raw_fd(&vmm.client.as_fd()),
+            &[std::io::IoSlice::new(&bomb)],
+            &[nix::sys::socket::ControlMessage::ScmRights(&rights)],
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )
+        .unwrap();
+        let (id, refusal) = refusal(vmm.message());
+        let what = String::from_utf8_lossy(&bomb[..bomb.len().min(40)]).into_owned();
+        assert_eq!((id, refusal.kind), (expected, RefusalKind::Invalid), "{what}");
+        assert!(refusal.text.starts_with("no valid request: ") && refusal.text.len() < 300, "{refusal}");
+    }
+    assert!(matches!(vmm.client.call(Request::Statistics, &[]).unwrap(), Answer::Statistics(_)));
+    assert_eq!(descriptors(), before, "descriptors of refused packets are closed");
+    // Paused or not.
+    assert!(matches!(vmm.client.call(Request::Pause, &[]).unwrap(), Answer::Done));
+    let sent = u32::try_from(bombs().len()).unwrap();
+    for _ in sent..MAX_MALFORMED {
+        send(std::os::fd::AsRawFd::as_raw_fd(&vmm.client.as_fd()), b"nonsense", MsgFlags::MSG_NOSIGNAL)
+            .unwrap();
+        assert_eq!(refusal(vmm.message()).0, UNNUMBERED);
+    }
+    assert!(matches!(vmm.client.call(Request::Resume, &[]).unwrap(), Answer::Done));
+    // Enough is enough.
+    send(std::os::fd::AsRawFd::as_raw_fd(&vmm.client.as_fd()), b"nonsense", MsgFlags::MSG_NOSIGNAL).unwrap();
+    let (report, code) = vmm.ended();
+    assert_eq!((report.reason, code), (ExitReason::Killed, Some(0)));
+    assert!(report.detail.contains("again and again"), "{report:?}");
+}
+
+#[test]
+fn what_is_no_greeting_ends_the_vmm_and_not_the_host() {
+    // An empty packet is the end of the socket to its reader.
+    let bombs = bombs().into_iter().map(|(bomb, _)| bomb).chain([Vec::new()]);
     for bomb in bombs {
         let (socket, mut vmm) = start();
-        // An empty packet is the end of the socket to its reader.
         let _ = send(std::os::fd::AsRawFd::as_raw_fd(&socket), &bomb, MsgFlags::MSG_NOSIGNAL);
         let status = vmm.wait().unwrap();
         assert!(

@@ -14,13 +14,16 @@ use std::time::Duration;
 use kvm::assembler::Code;
 use kvm::driver::Driver;
 use kvm::files::memfd;
+use kvm::process::Setup;
 use kvm::{Machine, device};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use vmm::config::Fd;
 use vmm::control::{
     Answer, Client, ExitReason, ExitReport, RefusalKind, Request, SnapshotKind, SnapshotRequest,
     SnapshotWritten,
 };
 use vmm::machine::Restore;
+use vmm::virtio::fs::Fs;
 use vmm::virtio::rng::Rng;
 
 /// Where payloads count.
@@ -144,6 +147,32 @@ fn a_machine_pauses_and_goes_on() {
         let Answer::Diagnosis(diagnosis) = client.call(Request::Diagnose, &[]).unwrap() else { panic!() };
         assert_eq!(diagnosis.vcpus.len(), 2);
         assert!(diagnosis.vcpus[0].contains("rip=0x100"), "{diagnosis:?}");
+    });
+    assert_eq!((report.reason, report.console.as_str()), (ExitReason::Reset, "end"), "{report:?}");
+}
+
+#[test]
+fn a_machine_with_a_shared_folder_has_no_snapshots_and_goes_on() {
+    let Some(kvm) = device() else { return };
+    let (socket, _server) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    let mut code = Code::new();
+    count(&mut code, 20_000);
+    code.say("end").reset();
+    let machine = Machine::new(kvm, &code.image()).device(Fs::new(0, "data", socket).unwrap());
+    let report = machine.run_with(|control| {
+        let client = control.as_mut().unwrap();
+        done(client, Request::Pause);
+        let snapshot = Snapshot::empty();
+        let refusal = refused(snapshot.take(client, SnapshotKind::Full));
+        assert_eq!(refusal.kind, RefusalKind::Unsupported);
+        assert!(refusal.text.contains("fs0") && refusal.text.contains("cannot be part of one"), "{refusal}");
+        // Nothing was written.
+        assert_eq!(
+            (snapshot.state.metadata().unwrap().len(), snapshot.memory.metadata().unwrap().len()),
+            (0, 0)
+        );
+        done(client, Request::Resume);
     });
     assert_eq!((report.reason, report.console.as_str()), (ExitReason::Reset, "end"), "{report:?}");
 }
@@ -329,6 +358,50 @@ fn a_hostile_state_ends_in_a_refusal_or_in_a_guest_that_harms_itself() {
     assert!(refused > 0 && refused + ran >= 60);
 }
 
+/// The runs of pages of a working set.
+fn runs(list: &File) -> Vec<(u64, u64)> {
+    let mut bytes = vec![0; list.metadata().unwrap().len() as usize];
+    list.read_exact_at(&mut bytes, 0).unwrap();
+    let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
+    bytes.chunks(16).map(|run| (number(&run[..8]), number(&run[8..]))).collect()
+}
+
+#[test]
+fn a_vmm_in_its_jail_records_the_working_set_whoever_started_it() {
+    let Some(kvm) = device() else { return };
+    let mut code = Code::new();
+    count(&mut code, 60_000);
+    code.spin();
+    // As every VMM that is a process has one.
+    let rng = Rng::new().unwrap();
+    let (snapshot, _) = snapshot_of(Machine::new(kvm.try_clone().unwrap(), &code.image()).device(rng));
+    let root = nix::unistd::geteuid().is_root();
+    for uid in [None, Some(12345)] {
+        if uid.is_some() && !root {
+            kvm::skip("only root may start a VMM as another user");
+            continue;
+        }
+        let mut setup = Setup::new(kvm.try_clone().unwrap(), b"no kernel");
+        setup.uid = uid;
+        let restore = snapshot.restore(false);
+        setup.restore = Some((restore.state, restore.memory, false));
+        let mut vmm = setup.boot(|_| {});
+        vmm.started();
+        // A busy host may give it no time at first; that it never runs, the time-out of the whole test notices.
+        let touched = |client: &mut Client| {
+            let list = memfd(b"");
+            let answer = client.call(Request::WorkingSet { to: Fd(0) }, &[list.as_fd()]).unwrap();
+            assert!(matches!(answer, Answer::Done), "{uid:?}: {answer:?}");
+            runs(&list).iter().any(|(first, length)| (*first..first + length).contains(&(COUNT / 4096)))
+        };
+        while !touched(&mut vmm.client) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        vmm.client.ask(Request::Kill, &[]).unwrap();
+        assert_eq!(vmm.ended().0.reason, ExitReason::Killed);
+    }
+}
+
 #[test]
 fn the_working_set_is_recorded_and_read_ahead() {
     let Some(kvm) = device() else { return };
@@ -344,10 +417,7 @@ fn the_working_set_is_recorded_and_read_ahead() {
         assert!(matches!(answer, Answer::Done), "{answer:?}");
         done(client, Request::Kill);
     });
-    let mut bytes = vec![0; list.metadata().unwrap().len() as usize];
-    list.read_exact_at(&mut bytes, 0).unwrap();
-    let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
-    let runs: Vec<_> = bytes.chunks(16).map(|run| (number(&run[..8]), number(&run[8..]))).collect();
+    let runs = runs(&list);
     let pages: u64 = runs.iter().map(|run| run.1).sum();
     assert!(pages > 0 && pages < RAM / 4096 / 4, "{runs:?}");
     assert!(

@@ -26,7 +26,7 @@ fn tests(directory: &Path, found: &mut BTreeSet<String>) {
 fn every_test_that_is_named_exists() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = BTreeSet::new();
-    for room in [".", "../cli", "../fs", "../net", "../tests"] {
+    for room in [".", "../agent", "../cli", "../fs", "../net", "../tests"] {
         tests(&here.join(room).join("src"), &mut found);
         tests(&here.join(room).join("tests"), &mut found);
     }

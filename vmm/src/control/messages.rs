@@ -10,11 +10,14 @@ use crate::virtio::command::{Command, CommandError, Counter};
 /// Version of this protocol. A VMM takes no other: both sides are installed together, and a mismatch is told by name.
 pub const VERSION: u32 = 1;
 
+/// The number of a refusal of a packet in which no number could be found. No request may bear it.
+pub const UNNUMBERED: u64 = u64::MAX;
+
 /// One request, with the number that its answer will bear.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Envelope {
-    /// Chosen by the supervisor; the VMM only repeats it.
+    /// Chosen by the supervisor, below [`UNNUMBERED`]; the VMM only repeats it.
     pub id: u64,
     /// What is asked.
     pub request: Request,

@@ -4,12 +4,15 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use super::{
-    Answer, ControlSocket, Diagnosis, Envelope, Event, ExitReason, Message, Refusal, RefusalKind, Request,
-    RestoreRequest, SnapshotRequest, SnapshotWritten, Statistics, VERSION,
+    Answer, ControlSocket, Diagnosis, Envelope, Event, ExitReason, Malformed, Message, Refusal, RefusalKind,
+    Request, RestoreRequest, SnapshotRequest, SnapshotWritten, Statistics, UNNUMBERED, VERSION,
 };
 use crate::config::{Fd, MachineConfig};
 use crate::jail::sys;
 use crate::virtio::command::Command;
+
+/// Most packets that are no requests which a machine's supervisor may send before the machine ends.
+pub const MAX_MALFORMED: u32 = 16;
 
 /// What a running machine does at its supervisor's request.
 pub trait Controlled {
@@ -64,6 +67,8 @@ pub struct Session {
     socket: ControlSocket,
     /// The request that started the machine, until it is answered.
     start: Option<u64>,
+    /// Packets that were no requests.
+    malformed: u32,
 }
 
 impl Session {
@@ -77,7 +82,7 @@ impl Session {
             let Some((Envelope { id, request }, descriptors)) = socket.receive::<Envelope>()? else {
                 return Ok(None);
             };
-            let mut session = Self { socket, start: Some(id) };
+            let mut session = Self { socket, start: Some(id), malformed: 0 };
             let refusal = match request {
                 Request::Hello { version: VERSION } if !greeted => {
                     greeted = true;
@@ -112,7 +117,7 @@ impl Session {
     /// A session whose greeting and start were taken elsewhere.
     #[must_use]
     pub fn new(socket: ControlSocket) -> Self {
-        Self { socket, start: None }
+        Self { socket, start: None, malformed: 0 }
     }
 
     fn answer(&self, id: u64, answer: Answer) -> io::Result<()> {
@@ -152,7 +157,7 @@ impl Session {
     /// it is resumed. `stopping` is a descriptor whose readiness ends the wait. Returns why the machine is to end, if it is.
     pub fn serve(&mut self, machine: &mut dyn Controlled, stopping: Option<RawFd>) -> Option<End> {
         loop {
-            let (envelope, files) = match self.socket.receive::<Envelope>() {
+            let received = match self.socket.receive_any::<Envelope>() {
                 Ok(Some(received)) => received,
                 Ok(None) => return Some(gone()),
                 Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => return Some(gone()),
@@ -160,18 +165,27 @@ impl Session {
                     return None;
                 }
                 Err(error) => {
-                    return Some((
-                        ExitReason::Killed,
-                        format!("the supervisor sent no valid request: {error}"),
-                    ));
+                    return Some((ExitReason::Killed, format!("the control socket failed: {error}")));
                 }
             };
-            let Envelope { id, request } = envelope;
-            if matches!(request, Request::Kill) {
-                let _ = self.answer(id, Answer::Done);
-                return Some((ExitReason::Killed, "the supervisor asked for it".to_owned()));
-            }
-            let answer = carry_out(request, files, machine).unwrap_or_else(Answer::Refused);
+            let (id, answer) = match received {
+                Ok((Envelope { id, request: Request::Kill }, _)) => {
+                    let _ = self.answer(id, Answer::Done);
+                    return Some((ExitReason::Killed, "the supervisor asked for it".to_owned()));
+                }
+                Ok((Envelope { id, request }, files)) => {
+                    (id, carry_out(request, files, machine).unwrap_or_else(Answer::Refused))
+                }
+                Err(Malformed { id, why }) => {
+                    self.malformed += 1;
+                    if self.malformed > MAX_MALFORMED {
+                        let text = format!("the supervisor sent no valid request, again and again: {why}");
+                        return Some((ExitReason::Killed, text));
+                    }
+                    let refusal = Refusal::new(RefusalKind::Invalid, format!("no valid request: {why}"));
+                    (id.unwrap_or(UNNUMBERED), Answer::Refused(refusal))
+                }
+            };
             if let Err(error) = self.answer(id, answer) {
                 return Some((ExitReason::Killed, format!("the supervisor does not take answers: {error}")));
             }
