@@ -133,6 +133,22 @@ pub(crate) fn bring_up(interface: &str) -> io::Result<()> {
     Ok(())
 }
 
+// linux/vm_sockets.h.
+const SO_VM_SOCKETS_CONNECT_TIMEOUT: libc::c_int = 6;
+
+/// How many seconds connecting a vsock may take; without it two, which a busy host does not always keep.
+pub(crate) fn set_connect_timeout(socket: impl AsFd, seconds: libc::time_t) -> io::Result<()> {
+    let time = libc::timeval { tv_sec: seconds, tv_usec: 0 };
+    let length = libc::socklen_t::try_from(size_of::<libc::timeval>()).map_err(io::Error::other)?;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the pointer is to a value of this length that lives through the call.
+    let done = unsafe {
+        libc::setsockopt(fd, libc::AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, (&raw const time).cast(), length)
+    };
+    Errno::result(done)?;
+    Ok(())
+}
+
 // linux/random.h.
 const RNDADDENTROPY: libc::c_ulong = nix::request_code_write!(b'R', 0x03, size_of::<[libc::c_int; 2]>());
 const RNDRESEEDCRNG: libc::c_ulong = nix::request_code_none!(b'R', 0x07);

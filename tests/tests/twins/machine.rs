@@ -27,7 +27,7 @@ use vmm::control::{
 };
 
 /// A hang guard, far beyond what anything takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(240);
 /// Guest memory in MiB.
 pub const MEMORY_MIB: u32 = 96;
 
@@ -196,28 +196,27 @@ impl Machine {
     }
 
     /// Opens a pipe of a process.
-    pub fn stream(&self, process: &ProcessId, stream: Stream) -> UnixStream {
+    pub fn stream(&mut self, process: &ProcessId, stream: Stream) -> UnixStream {
         let mut socket = UnixStream::connect(self.directory.path().join("vsock")).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.write_all(format!("CONNECT {STREAM_PORT}\n").as_bytes()).unwrap();
-        let mut line = Vec::new();
-        while !line.ends_with(b"\n") {
-            let mut byte = [0];
-            socket.read_exact(&mut byte).unwrap();
-            line.push(byte[0]);
-        }
-        assert!(line.starts_with(b"OK "), "{}", String::from_utf8_lossy(&line));
+        let line = self.line(&socket);
+        assert!(line.starts_with("OK "), "{line}");
         write_frame(&socket, &StreamOpen::Process { process: process.clone(), stream }).unwrap();
         socket
     }
 
-    /// Waits until a pipe says this.
-    pub fn expect(&mut self, mut pipe: &UnixStream, text: &str) {
-        let mut said = vec![0; text.len()];
-        if let Err(error) = pipe.read_exact(&mut said) {
-            panic!("{text:?} does not come ({error}): {:?}", self.ask(Request::Diagnose, &[]));
+    /// The next line that a pipe says.
+    pub fn line(&mut self, mut pipe: &UnixStream) -> String {
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            let mut byte = [0];
+            if let Err(error) = pipe.read_exact(&mut byte) {
+                panic!("no line comes ({error}): {line:?}, {:?}", self.ask(Request::Diagnose, &[]));
+            }
+            line.extend(byte);
         }
-        assert_eq!(String::from_utf8_lossy(&said), text);
+        String::from_utf8_lossy(&line).trim_end().to_owned()
     }
 
     /// Runs a further process; returns what it wrote.

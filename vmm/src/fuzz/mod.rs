@@ -7,12 +7,14 @@ mod attack;
 mod device;
 #[cfg(test)]
 mod registers;
+mod supervisor;
 #[cfg(test)]
 mod tests;
 mod transport;
 
 pub use self::attack::Attack;
 pub use self::device::Kind;
+pub use self::supervisor::{control, snapshot};
 pub use self::transport::{configuration, mmio, vhost_user};
 
 /// A driver of this device that does what the bytes say. Returns the number of requests that it made.

@@ -208,6 +208,23 @@ fn both_transports_survive_thousands_of_random_programs() {
     }
 }
 
+/// Requests of a supervisor's, with a few bytes changed: each packet is answered, and only a kill or the last of many slips ends the machine.
+#[test]
+fn requests_with_single_bytes_changed_are_carried_out_or_refused() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/control/requests");
+    let seed = std::fs::read(corpus).unwrap();
+    control(&seed);
+    let mut random = Random(9);
+    for _ in 0..3000 {
+        let mut bytes = seed.clone();
+        for _ in 0..=random.below(4) {
+            let at = usize::try_from(random.below(bytes.len() as u64)).unwrap();
+            bytes[at] = random.next().to_le_bytes()[0];
+        }
+        control(&bytes);
+    }
+}
+
 /// What a fuzzer has found, and seeds for it: every file of `vmm/fuzz/corpus`, by the name of its target's directory.
 #[test]
 fn the_corpus_is_survived() {
@@ -227,12 +244,16 @@ fn the_corpus_is_survived() {
                 "mmio" => mmio(&bytes),
                 "vhost_user" => vhost_user(&bytes),
                 "configuration" => configuration(&bytes),
+                "control" => control(&bytes),
+                "snapshot" => {
+                    let _ = snapshot(&bytes);
+                }
                 other => panic!("a corpus of nothing: {other}"),
             }
             played += 1;
         }
     }
-    assert!(played >= 12, "{played} files");
+    assert!(played >= 36, "{played} files");
 }
 
 #[test]

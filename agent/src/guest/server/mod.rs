@@ -27,7 +27,7 @@ use super::restored;
 use super::rootfs::Prepared;
 use super::streams::Streams;
 use super::task::Task;
-use super::{AgentError, Context, accounts, listing, rootfs};
+use super::{AgentError, Context, accounts, listing, rootfs, sys};
 use crate::protocol::{
     self, Answer, CONTROL_PORT, Call, Failure, FailureKind, ProcessId, STREAM_PORT, ShutdownMethod,
 };
@@ -48,6 +48,8 @@ const FIRST_DYNAMIC: u64 = 16;
 const MAX_PROCESSES: usize = 1024;
 /// Most requests that wait for their streams, or for a helper.
 const MAX_WAITING: usize = 64;
+/// How long the host may take to answer a connection, in seconds; a host that refuses it does so at once.
+const CONNECT_SECONDS: i64 = 60;
 /// Most events taken from epoll at once.
 const EVENTS: usize = 32;
 
@@ -88,6 +90,7 @@ fn vsock() -> Result<OwnedFd, AgentError> {
 /// A connection to the host.
 fn dial() -> Result<OwnedFd, AgentError> {
     let control = vsock()?;
+    sys::set_connect_timeout(&control, CONNECT_SECONDS).context("set the time for connecting")?;
     connect(control.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_HOST, CONTROL_PORT))
         .context("connect to the host")?;
     Ok(control)
