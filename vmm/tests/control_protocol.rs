@@ -96,6 +96,8 @@ fn what_is_no_request_is_refused_and_the_machine_goes_on() {
     let Some(kvm) = kvm::device() else { return };
     let mut vmm = Setup::new(kvm, &Code::new().spin().image()).boot(|_| {});
     vmm.started();
+    // Once it has answered, it has all that it ever opens.
+    assert!(matches!(vmm.client.call(Request::Statistics, &[]).unwrap(), Answer::Statistics(_)));
     let inner = vmm.inner();
     let descriptors = || std::fs::read_dir(format!("/proc/{inner}/fd")).unwrap().count();
     let before = descriptors();
