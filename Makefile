@@ -7,8 +7,8 @@ BIN := $(CARGO_TARGET_DIR)/release
 BULKHEAD := $(BIN)/bulkhead
 
 BUILD_PACKAGES := bc bison busybox-static ca-certificates cpio curl e2fsprogs flex gcc libc6-dev libelf-dev libssl-dev make patch xz-utils
-TEST_PACKAGES := $(BUILD_PACKAGES) apache2-utils debootstrap docker-registry erofs-utils expect iproute2 openssl postgresql-client procps python3-venv qemu-system-x86 redis-tools skopeo strace umoci util-linux wrk
-BENCH_PACKAGES := $(TEST_PACKAGES) containerd iperf3 nftables podman python3 runc slirp4netns
+TEST_PACKAGES := $(BUILD_PACKAGES) apache2-utils debootstrap docker-registry erofs-utils expect iproute2 nftables openssl postgresql-client procps python3-venv qemu-system-x86 redis-tools skopeo strace umoci util-linux wrk
+BENCH_PACKAGES := $(TEST_PACKAGES) containerd iperf3 podman python3 runc slirp4netns
 
 .PHONY: help setup setup-test setup-bench build kernel-uml kernel-kvm demo test bench bench-image bench-net bench-vmm fuzz lint fmt install clean
 

@@ -92,14 +92,23 @@ pub struct Share {
     pub socket: OwnedFd,
 }
 
-/// A network card at a cable of the switch's.
+/// The machine's end of a network card's cable.
+#[derive(Debug)]
+pub enum Cable {
+    /// A packet socket, one frame a packet, to a switch.
+    Socket(OwnedFd),
+    /// A tap device whose frames have headers, in the host's kernel.
+    Tap(OwnedFd),
+}
+
+/// A network card.
 pub struct NetCard {
     /// Its hardware address.
     pub mac: [u8; 6],
     /// Most bytes of an IP packet.
     pub mtu: u16,
-    /// The machine's end of the cable: a packet socket, one frame a packet.
-    pub socket: OwnedFd,
+    /// Its cable.
+    pub cable: Cable,
     /// How much the machine may receive.
     pub receive: RateLimit,
     /// How much it may send.
@@ -487,7 +496,10 @@ fn net_card(card: NetCard, descriptors: &mut Descriptors) -> NetConfig {
     NetConfig {
         mac: card.mac,
         mtu: card.mtu,
-        backend: NetBackend::Socket { socket: descriptors.add(card.socket), headers: true },
+        backend: match card.cable {
+            Cable::Socket(socket) => NetBackend::Socket { socket: descriptors.add(socket), headers: true },
+            Cable::Tap(tap) => NetBackend::Tap { tap: descriptors.add(tap) },
+        },
         check_source: true,
         receive: card.receive,
         send: card.send,

@@ -20,6 +20,8 @@ pub struct Paths {
     library: PathBuf,
     /// The program that has the subcommand `supervise`; this one when absent.
     supervisor: Option<PathBuf>,
+    /// What carries the packets of networks that do not say; the environment's word when absent.
+    network_path: Option<String>,
 }
 
 impl Paths {
@@ -45,6 +47,16 @@ impl Paths {
         Self { root, library, supervisor, ..Self::environment() }.make()
     }
 
+    /// Says what carries the packets of networks that do not say themselves: `switch` or `kernel`.
+    ///
+    /// # Errors
+    /// It is neither, or this host or user cannot do it.
+    pub fn with_network_path(mut self, path: &str) -> Result<Self, EngineError> {
+        crate::network::kernel::Path::of_all(path)?;
+        self.network_path = Some(path.to_owned());
+        Ok(self)
+    }
+
     fn environment() -> Self {
         let variable = |name: &str| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let home = variable("HOME").unwrap_or_else(|| PathBuf::from("/"));
@@ -64,7 +76,7 @@ impl Paths {
         let installed = beside.join("../lib/bulkhead");
         let together = beside.join(VMM).is_file() || !installed.join(VMM).is_file();
         let library = variable("BULKHEAD_LIB").unwrap_or(if together { beside } else { installed });
-        Self { root, cache, library, supervisor: None }
+        Self { root, cache, library, supervisor: None, network_path: None }
     }
 
     fn make(self) -> Result<Self, EngineError> {
@@ -135,6 +147,7 @@ impl Paths {
             ("BULKHEAD_LIB", self.library.clone()),
         ]
         .into_iter()
+        .chain(self.network_path.iter().map(|path| (crate::network::kernel::VARIABLE, path.into())))
     }
 
     /// What can be made again: the template of the writable disk, the accelerator's verdict.

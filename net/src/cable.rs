@@ -23,7 +23,8 @@ pub enum Received {
 /// A cable.
 #[derive(Debug)]
 pub struct Cable {
-    socket: OwnedFd,
+    /// None: the container is in a room of the host's kernel.
+    socket: Option<OwnedFd>,
     /// A frame that the gateway made and that found no room.
     waiting: Option<(Rest, Vec<u8>)>,
     full: bool,
@@ -32,15 +33,16 @@ pub struct Cable {
 }
 
 impl Cable {
-    /// Takes the socket.
+    /// Takes the socket. Without one it is a cable that nothing comes from, and that takes nothing.
     #[must_use]
-    pub fn new(socket: OwnedFd) -> Self {
+    pub fn new(socket: Option<OwnedFd>) -> Self {
         Self { socket, waiting: None, full: false, given: 0 }
     }
 
     /// Takes a frame; never waits.
     pub fn receive(&self, buffer: &mut [u8]) -> Received {
-        match recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
+        let Some(socket) = &self.socket else { return Received::Nothing };
+        match recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
             Ok(0) => Received::Closed,
             Ok(length) if length > buffer.len() => Received::TooLong,
             Ok(length) => Received::Frame(length),
@@ -51,13 +53,11 @@ impl Cable {
 
     /// Puts a frame on it if there is room; else it is lost.
     pub fn offer(&mut self, rest: Rest, frame: &[u8]) -> bool {
-        if self.full {
-            return false;
-        }
+        let Some(socket) = self.socket.as_ref().filter(|_| !self.full) else { return false };
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         let header = rest.encode();
         let parts = [IoSlice::new(&header), IoSlice::new(frame)];
-        match sendmsg::<()>(self.socket.as_raw_fd(), &parts, &[], flags, None) {
+        match sendmsg::<()>(socket.as_raw_fd(), &parts, &[], flags, None) {
             Ok(_) => {
                 self.given += 1;
                 true
@@ -93,10 +93,10 @@ impl Cable {
             self.waiting = Some((rest, frame));
         }
     }
-}
 
-impl AsFd for Cable {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+    /// The socket.
+    #[must_use]
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.as_ref().map(AsFd::as_fd)
     }
 }

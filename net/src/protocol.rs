@@ -2,6 +2,9 @@
 //!
 //! A connection is one container's place in the network: it lasts as long as the connection does. The switch greets with
 //! [`Said::Hello`]; the supervisor answers with [`Ask::Attach`] and the cable, then [`Ask::Publish`] with listening sockets, in as many packets as it takes.
+//!
+//! A network whose packets the host's kernel carries has a room, a network namespace of its own, and no cables: its switch only answers
+//! for names. The first attachment is answered with [`Said::Deaf`], and the supervisor brings sockets of the room's ([`Ask::Names`]).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,7 +20,7 @@ use crate::frame::Mac;
 use crate::reason::Reason;
 
 /// Version of this protocol.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Most bytes of a packet.
 pub const MAX_MESSAGE: usize = 128 << 10;
 /// Most descriptors of a packet (Linux takes 253).
@@ -33,8 +36,16 @@ pub const MAX_NETWORKS: usize = 2048;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Ask {
-    /// Take this container in; its cable is the descriptor.
+    /// Take this container in; its cable is the descriptor. There is none if it is in a room.
     Attach(Box<Attachment>),
+    /// Answer the questions that come to these sockets: bound to port 53 of the gateway's addresses, in the room; datagrams, and listening.
+    /// Without any, it is asked whether there are some.
+    Names,
+    /// The addresses of [`Said::Learned`] are open to the container now.
+    Learned {
+        /// Which question.
+        id: u32,
+    },
     /// Pass these ports on; a listening or bound socket each.
     Publish(Vec<Published>),
     /// Tell what was counted.
@@ -66,8 +77,19 @@ pub enum Said {
     },
     /// It is done.
     Done,
+    /// It is done, but there are no sockets of this room yet to hear questions on.
+    Deaf,
     /// It is not.
     Refused(String),
+    /// A resolver's answer for a container in a room, whose rules know names: it is told to the container once the addresses are open.
+    Learned {
+        /// Which question.
+        id: u32,
+        /// Lower case, no dot at its end.
+        name: String,
+        /// Addresses, and how many seconds they hold.
+        addresses: Vec<(IpAddr, u64)>,
+    },
     /// What was counted for this container.
     Report(Report),
     /// Does one of the container's other networks know this name?
@@ -130,6 +152,8 @@ pub struct Attachment {
     pub resolvers: Vec<IpAddr>,
     /// It is, or may come to be, in other networks, whose names its supervisor can ask for.
     pub elsewhere: bool,
+    /// The room that it is in, if the host's kernel carries the network's packets.
+    pub room: Option<u64>,
     /// Where else it sends its questions: gateways of networks that it was in when it started.
     pub asks_at: Vec<IpAddr>,
 }

@@ -31,9 +31,11 @@ pub enum Kind {
     Published,
     /// Our end of a TCP connection for questions.
     Questions,
+    /// A socket of a room's that questions come to.
+    Names,
 }
 
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 10] = [
     Kind::Listener,
     Kind::Addresses,
     Kind::Control,
@@ -43,6 +45,7 @@ const KINDS: [Kind; 9] = [
     Kind::Query,
     Kind::Published,
     Kind::Questions,
+    Kind::Names,
 ];
 
 /// A descriptor's name: what it is for, and a number that is never used twice.

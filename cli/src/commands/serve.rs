@@ -29,6 +29,9 @@ pub struct Serve {
     /// File with the token that clients on TCP must show
     #[arg(long, value_name = "FILE")]
     token: Option<PathBuf>,
+    /// What carries the packets of networks that do not say it themselves: switch, or kernel (which takes root)
+    #[arg(long, value_name = "PATH")]
+    network_path: Option<String>,
     /// How log lines are written
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     log_format: logging::Format,
@@ -39,7 +42,10 @@ pub struct Serve {
 
 pub fn execute(args: &Serve) -> Result<u8, Failure> {
     logging::begin(args.log_format, args.log_level);
-    let paths = connect::paths()?;
+    let mut paths = connect::paths()?;
+    if let Some(path) = &args.network_path {
+        paths = paths.with_network_path(path)?;
+    }
     let options = options(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -82,6 +82,8 @@ pub struct Place {
     pub gateway6: String,
     /// Its hardware address.
     pub mac: String,
+    /// The host's kernel carries the network's packets, not a switch.
+    pub kernel: bool,
     /// The network has no way out.
     pub internal: bool,
 }

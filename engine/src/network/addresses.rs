@@ -158,6 +158,7 @@ pub(crate) fn place<'a>(
         ipv6_prefix: six.map_or(0, |six| six.range.prefix()),
         gateway6: six.map(|six| text(six.gateway)).unwrap_or_default(),
         mac: mac.to_string(),
+        kernel: false,
         internal: network.internal,
     })
 }

@@ -139,7 +139,7 @@ impl Supervisor {
         };
         timings.mark("ended");
         // Its ports are free before its end is told.
-        run.networks.cut();
+        run.networks.cut().await;
         let again = policy::restarts(&self.container(), &outcome, run.stopped.get(), began.elapsed());
         let changed = self.change(|c| {
             c.state.status = if again.is_some() { Status::Restarting } else { Status::Exited };

@@ -9,7 +9,7 @@ use nix::fcntl::FlockArg;
 use crate::directory::lock_file;
 use crate::model::{Container, Endpoint, Event, EventKind, Network, Status, Subnet, now};
 use crate::network::addresses::Range;
-use crate::network::rules;
+use crate::network::{kernel, rules};
 use crate::supervisor::wire::{Ask, Reply};
 use crate::{Database, Engine, EngineError, ids, names};
 
@@ -86,6 +86,9 @@ impl Engine {
         let mut values = options.options.clone();
         values.extend(options.labels.clone());
         rules::egress(&values)?;
+        if kernel::Path::asked(&values)? == Some(kernel::Path::Kernel) {
+            kernel::try_out()?;
+        }
         // Two who create a network at a time must not take the same range.
         let _alone = lock_file(&self.paths().networks().join(".lock"), FlockArg::LockExclusive)?;
         let taken: Vec<Cidr> =

@@ -38,6 +38,7 @@ impl Engine {
             }
         }
         truth::sweep(self.database(), self.paths())?;
+        crate::network::kernel::tidy(self.paths())?;
         self.start_all(died).await
     }
 

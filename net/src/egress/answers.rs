@@ -11,6 +11,12 @@ const LEAST: Duration = Duration::from_secs(10);
 /// And at most so long, whatever it says (RFC 8767 caps at a week; a day is enough for who asks again).
 const MOST: Duration = Duration::from_secs(24 * 3600);
 
+/// How long an answer is remembered that says so long.
+#[must_use]
+pub fn remembered(ttl: Duration) -> Duration {
+    ttl.clamp(LEAST, MOST)
+}
+
 /// The answers that one container got.
 #[derive(Debug, Default)]
 pub struct Answers {
@@ -21,7 +27,7 @@ pub struct Answers {
 impl Answers {
     /// Remembers that `name` (lower case, no dot at its end) is `address` for so long.
     pub fn learn(&mut self, name: &str, address: IpAddr, ttl: Duration, now: Instant) {
-        let until = now + ttl.clamp(LEAST, MOST);
+        let until = now + remembered(ttl);
         let known = self.names.entry(address).or_default();
         if let Some((_, old)) = known.iter_mut().find(|(known, _)| known == name) {
             *old = until.max(*old);

@@ -8,9 +8,9 @@ mod rules;
 mod tests;
 mod walls;
 
-pub use answers::Answers;
+pub use answers::{Answers, remembered};
 pub use rules::{Action, MAX_RULES, MAX_TEXT, NamePattern, Policy, PolicyError, Rule, Target};
-pub use walls::{Surroundings, wall};
+pub use walls::{Surroundings, fixed_walls, wall};
 
 use std::net::IpAddr;
 

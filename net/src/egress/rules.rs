@@ -74,6 +74,12 @@ impl NamePattern {
     }
 }
 
+impl fmt::Display for NamePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", if self.below { "*." } else { "" }, self.name)
+    }
+}
+
 /// Why rules are refused. The text is shown to people as it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
@@ -104,6 +110,24 @@ impl Policy {
     pub fn decide(&self, to: &Destination, disguised: Option<IpAddr>, names: &[&str]) -> Action {
         let rule = self.rules.iter().find(|rule| rule.fits(to, disguised, names));
         rule.map_or(self.otherwise, |rule| rule.action)
+    }
+
+    /// The rules, in order.
+    #[must_use]
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// What becomes of a flow that no rule fits.
+    #[must_use]
+    pub fn otherwise(&self) -> Action {
+        self.otherwise
+    }
+
+    /// Whether a rule is about names.
+    #[must_use]
+    pub fn knows_names(&self) -> bool {
+        self.rules.iter().any(|rule| matches!(rule.target, Target::Name(_)))
     }
 
     /// Whether a name (lower case, without a dot at its end) may be asked for: only if an answer could be of use. A name can carry

@@ -22,6 +22,33 @@ fn verdict(policy: &str, to: &Destination, names: &[&str]) -> Result<(), Reason>
     decide([&policy.parse::<Policy>().unwrap()], &around(), to, names)
 }
 
+proptest! {
+    #[test]
+    fn walls_as_ranges_are_the_same_walls(four in any::<u32>(), six in any::<u128>(), range in any::<prop::sample::Index>(), bits in any::<u128>()) {
+        let walls = fixed_walls();
+        let told = |address: IpAddr| walls.iter().find(|(range, _)| range.contains(address)).map(|(_, why)| *why);
+        // Addresses anywhere, and within and next to a wall.
+        let (chosen, _) = walls[range.index(walls.len())];
+        let near = match (chosen.first(), chosen.last()) {
+            (IpAddr::V4(first), IpAddr::V4(last)) => {
+                let at = first.to_bits().wrapping_add(four % (last.to_bits() - first.to_bits()).saturating_add(2));
+                IpAddr::from(Ipv4Addr::from_bits(at))
+            }
+            (IpAddr::V6(first), IpAddr::V6(last)) => {
+                let at = first.to_bits().wrapping_add(bits % (last.to_bits() - first.to_bits()).saturating_add(2));
+                IpAddr::from(Ipv6Addr::from_bits(at))
+            }
+            _ => unreachable!("one family"),
+        };
+        for address in [Ipv4Addr::from_bits(four).into(), Ipv6Addr::from_bits(six).into(), near] {
+            let hides = matches!(address, IpAddr::V6(six) if embedded(six).is_some());
+            if !hides || told(address).is_some() {
+                prop_assert_eq!(told(address), wall(address, &Surroundings::default()), "{}", address);
+            }
+        }
+    }
+}
+
 #[test]
 fn the_internet_is_open_and_the_walls_stand() {
     for open in

@@ -11,6 +11,37 @@ const METADATA_4: [Ipv4Addr; 3] =
 const METADATA_6: [Ipv6Addr; 2] =
     [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
 
+/// The walls that are the same everywhere, as ranges: of an address that is in several, the first tells why. IPv4 addresses that hide
+/// in IPv6 ones are not among them.
+#[must_use]
+pub fn fixed_walls() -> Vec<(Cidr, Reason)> {
+    let four = |a, b, c, d, prefix, reason| (IpAddr::from([a, b, c, d]), prefix, reason);
+    let six = |segments: [u16; 8], prefix, reason| (IpAddr::from(segments), prefix, reason);
+    let mut walls = vec![
+        four(0, 0, 0, 0, 8, Reason::Loopback),
+        four(127, 0, 0, 0, 8, Reason::Loopback),
+        four(169, 254, 169, 254, 32, Reason::Metadata),
+        four(169, 254, 0, 0, 16, Reason::LinkLocal),
+        four(224, 0, 0, 0, 4, Reason::Multicast),
+        four(240, 0, 0, 0, 4, Reason::Reserved),
+        six([0; 8], 127, Reason::Loopback),
+        six([0; 8], 96, Reason::Reserved),
+        six([0, 0, 0, 0, 0, 0xffff, 0, 0], 96, Reason::Reserved),
+        six([0, 0, 0, 0, 0xffff, 0, 0, 0], 96, Reason::Reserved),
+        six([0x2001, 0, 0, 0, 0, 0, 0, 0], 32, Reason::Reserved),
+        six([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48, Reason::Reserved),
+        six([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10, Reason::LinkLocal),
+        six([0xfec0, 0, 0, 0, 0, 0, 0, 0], 10, Reason::LinkLocal),
+        six([0xff00, 0, 0, 0, 0, 0, 0, 0], 8, Reason::Multicast),
+    ];
+    walls.extend(METADATA_4.map(|address| (address.into(), 32, Reason::Metadata)));
+    walls.extend(METADATA_6.map(|address| (address.into(), 128, Reason::Metadata)));
+    walls
+        .into_iter()
+        .filter_map(|(first, prefix, reason)| Some((Cidr::new(first, prefix)?, reason)))
+        .collect()
+}
+
 /// What the rest of the world looks like from a network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Surroundings {

@@ -83,9 +83,25 @@ impl Switch {
     fn answer(&mut self, id: u64, ask: Ask, descriptors: Vec<OwnedFd>) -> Result<Option<Said>, String> {
         match ask {
             Ask::Attach(place) => {
-                let [cable] =
-                    <[OwnedFd; 1]>::try_from(descriptors).map_err(|_| "it takes one cable".to_owned())?;
+                let room = place.room;
+                let cable = match (room, <[OwnedFd; 1]>::try_from(descriptors)) {
+                    (None, Ok([cable])) => Some(cable),
+                    (Some(_), Err(none)) if none.is_empty() => None,
+                    _ => return Err("it takes one cable, or a room and none".to_owned()),
+                };
                 self.attach(id, *place, cable)?;
+                if room.is_some_and(|room| !self.hears(room)) {
+                    return Ok(Some(Said::Deaf));
+                }
+            }
+            Ask::Names => {
+                if !self.open_desk(id, descriptors)? {
+                    return Ok(Some(Said::Deaf));
+                }
+            }
+            Ask::Learned { id: question } => {
+                self.opened(id, question);
+                return Ok(None);
             }
             Ask::Publish(ports) => {
                 if ports.len() != descriptors.len() || !self.members.contains_key(&id) {
@@ -110,15 +126,17 @@ impl Switch {
         Ok(Some(Said::Done))
     }
 
-    fn attach(&mut self, id: u64, place: Attachment, cable: OwnedFd) -> Result<(), String> {
+    fn attach(&mut self, id: u64, place: Attachment, cable: Option<OwnedFd>) -> Result<(), String> {
         place.validate()?;
         if self.members.contains_key(&id) {
             return Err("it is attached already".to_owned());
         }
         let policy: Policy = place.egress.parse().map_err(|error| format!("{error}"))?;
-        let kind = getsockopt(&cable, sockopt::SockType).map_err(|error| error.to_string())?;
-        if kind != nix::sys::socket::SockType::SeqPacket {
-            return Err("a cable is a packet socket".to_owned());
+        if let Some(cable) = &cable {
+            let kind = getsockopt(cable, sockopt::SockType).map_err(|error| error.to_string())?;
+            if kind != nix::sys::socket::SockType::SeqPacket {
+                return Err("a cable is a packet socket".to_owned());
+            }
         }
         self.tell_of_network(&place.network)?;
         let member = Member::new(place, policy, Cable::new(cable));
@@ -128,9 +146,9 @@ impl Switch {
         if taken {
             return Err("another container has this address".to_owned());
         }
-        self.reactor
-            .watch(&member.cable, Token { kind: Kind::Cable, id })
-            .map_err(|error| error.to_string())?;
+        if let Some(cable) = member.cable.socket() {
+            self.reactor.watch(cable, Token { kind: Kind::Cable, id }).map_err(|error| error.to_string())?;
+        }
         self.by_mac.insert(member.mac(), id);
         self.by_address.extend(member.addresses().map(|address| (address, id)));
         self.members.insert(id, member);
@@ -155,7 +173,9 @@ impl Switch {
         self.connections.remove(&id);
         let Some(member) = self.members.remove(&id) else { return };
         // Its supervisor has duplicates of these, and may bring them again.
-        self.reactor.forget(&member.cable);
+        if let Some(cable) = member.cable.socket() {
+            self.reactor.forget(cable);
+        }
         for port in self.published.values().filter(|port| port.member == id) {
             self.reactor.forget(&port.socket);
         }
@@ -172,6 +192,7 @@ impl Switch {
         self.published.retain(|_, port| port.member != id);
         self.questions.retain(|_, questions| questions.member != id);
         self.queries.retain(|_, query| query.member != id);
+        self.leave_desk();
     }
 
     /// The addresses of the containers that have this name here.

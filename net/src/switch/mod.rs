@@ -5,6 +5,7 @@
 
 mod control;
 mod datagrams;
+mod desk;
 mod forward;
 mod leave;
 mod log;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{Resource, getrlimit};
 
 use self::control::Connection;
+use self::desk::Desk;
 use self::log::Log;
 use self::member::Member;
 use self::published::PublishedPort;
@@ -66,6 +68,7 @@ pub struct Switch {
     published: HashMap<u64, PublishedPort>,
     questions: HashMap<u64, Questions>,
     queries: HashMap<u64, Query>,
+    desk: Option<Desk>,
     log: Log,
     next: u64,
     next_port: u16,
@@ -112,6 +115,7 @@ impl Switch {
             published: HashMap::new(),
             questions: HashMap::new(),
             queries: HashMap::new(),
+            desk: None,
             log: Log::new(),
             next: 1,
             next_port: 0,
@@ -165,6 +169,7 @@ impl Switch {
             Kind::Query => self.on_query(id),
             Kind::Published => self.on_published(id),
             Kind::Questions => self.on_questions(id),
+            Kind::Names => self.on_names(id),
         }
     }
 

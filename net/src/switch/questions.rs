@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket, socketpair};
 
 use super::Switch;
-use crate::egress::wall;
+use crate::egress::{remembered, wall};
 use crate::frame::{Packet, udp_packet};
 use crate::gateway::datagrams::{family, give, take};
 use crate::gateway::dns::{self, Question, Reply, Wanted};
@@ -40,6 +40,8 @@ pub enum Asker {
     Datagram(SocketAddr, SocketAddr),
     /// The connection for questions of this number.
     Connection(u64),
+    /// A datagram from this port of the container, to the room's socket of this number.
+    Client(u64, SocketAddr),
 }
 
 /// A question that is under way.
@@ -58,15 +60,17 @@ pub struct Query {
     /// Over TCP: an answer over UDP was cut short. What of it has come.
     stream: Option<Vec<u8>>,
     sent: bool,
+    /// The answer, while its addresses are being opened to a container in a room.
+    held: Option<Vec<u8>>,
 }
 
-/// A connection for questions over TCP: our end of a pair, whose other end is the host's side of a flow.
+/// A connection for questions over TCP: our end of a pair, whose other end is the host's side of a flow; or a room's.
 pub struct Questions {
     /// The container.
     pub member: u64,
-    socket: OwnedFd,
-    unread: Vec<u8>,
-    unsent: Vec<u8>,
+    pub socket: OwnedFd,
+    pub unread: Vec<u8>,
+    pub unsent: Vec<u8>,
 }
 
 impl Switch {
@@ -122,6 +126,7 @@ impl Switch {
             until: Instant::now() + ELSEWHERE,
             stream: None,
             sent: false,
+            held: None,
         };
         self.queries.insert(number, query);
         if elsewhere && let Ok(question) = u32::try_from(number) {
@@ -134,7 +139,7 @@ impl Switch {
     /// The container's other networks have answered.
     pub(super) fn found_elsewhere(&mut self, member: u64, question: u32, addresses: &[IpAddr]) {
         let number = u64::from(question);
-        if !self.queries.get(&number).is_some_and(|query| query.member == member && query.socket.is_none()) {
+        if !self.queries.get(&number).is_some_and(|query| query.member == member && query.waits_elsewhere()) {
             return;
         }
         if addresses.is_empty() {
@@ -262,14 +267,41 @@ impl Switch {
             return self.finish_query(number, &Reply::Refused);
         }
         let now = Instant::now();
+        let named = member.place.room.is_some() && (net.policy.knows_names() || member.policy.knows_names());
+        let answer = dns::with_id(message, query.question.id);
+        if named
+            && !addresses.is_empty()
+            && let Ok(question) = u32::try_from(number)
+        {
+            // What the rules make of it, only the supervisor can have done.
+            let Some(query) = self.queries.get_mut(&number) else { return };
+            (query.held, query.socket, query.until) = (Some(answer), None, now + ELSEWHERE);
+            let addresses =
+                addresses.into_iter().map(|(address, ttl)| (address, remembered(ttl).as_secs())).collect();
+            let name = query.question.name.clone();
+            return self.say(id, Said::Learned { id: question, name, addresses });
+        }
         for (address, ttl) in addresses {
             member.answers.learn(&query.question.name, address, ttl, now);
         }
-        let answer = dns::with_id(message, query.question.id);
-        let (asker, question) = (query.asker, query.message.clone());
-        self.end_query(number);
+        self.tell(number, answer);
+    }
+
+    /// The addresses of an answer are open to the container that asked.
+    pub(super) fn opened(&mut self, member: u64, question: u32) {
+        let number = u64::from(question);
+        let query = self.queries.get_mut(&number).filter(|query| query.member == member);
+        if let Some(answer) = query.and_then(|query| query.held.take()) {
+            self.tell(number, answer);
+        }
+    }
+
+    /// Passes a resolver's answer on.
+    fn tell(&mut self, number: u64, answer: Vec<u8>) {
+        let Some(query) = self.end_query(number) else { return };
+        let (id, asker, question) = (query.member, query.asker, query.message);
         let most = usize::from(self.network.as_ref().map_or(1500, |net| net.said.mtu)) - 48;
-        let cut = matches!(asker, Asker::Datagram(..)) && answer.len() > most;
+        let cut = !matches!(asker, Asker::Connection(_)) && answer.len() > most;
         let answer = if cut { dns::answer(&question, &Reply::TooLong) } else { Some(answer) };
         self.reply(id, asker, answer);
     }
@@ -292,7 +324,9 @@ impl Switch {
         let late = self.queries.iter().filter(|(_, query)| query.until <= now);
         let late: Vec<(u64, u64)> = late.map(|(number, query)| (*number, query.member)).collect();
         for (number, member) in late {
-            if let Err(reason) = self.ask_resolver(number) {
+            if self.queries.get(&number).is_some_and(|query| query.held.is_some()) {
+                self.finish_query(number, &Reply::Failed);
+            } else if let Err(reason) = self.ask_resolver(number) {
                 self.count(member, reason);
             }
         }
@@ -302,6 +336,7 @@ impl Switch {
         let Some(answer) = answer else { return };
         match asker {
             Asker::Datagram(guest, own) => self.deliver(member, udp_packet(own, guest, &answer)),
+            Asker::Client(socket, client) => self.answer_at_desk(socket, client, &answer),
             Asker::Connection(id) => {
                 let Some(connection) = self.questions.get_mut(&id) else { return };
                 let Ok(length) = u16::try_from(answer.len()) else { return };
@@ -361,6 +396,13 @@ impl Switch {
                 }
             }
         }
+    }
+}
+
+impl Query {
+    /// Whether the container's other networks are being asked.
+    fn waits_elsewhere(&self) -> bool {
+        self.socket.is_none() && self.held.is_none()
     }
 }
 

@@ -119,6 +119,7 @@ impl Switch {
             ipv6: Some(ipv6),
             names: vec![format!("guest{host}")],
             egress: egress.to_owned(),
+            room: None,
             resolvers: vec!["198.51.100.2".parse().unwrap()],
             elsewhere: false,
             asks_at: Vec::new(),

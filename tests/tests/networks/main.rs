@@ -2,27 +2,80 @@
 
 mod attacks;
 mod basics;
+mod kernel_only;
 mod names;
 mod policy;
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use bulkhead_tests::daemon::Daemon;
 use bulkhead_tests::world::{FAR, World};
 
+/// What carries the packets of a test's networks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Path {
+    /// A switch in user space.
+    Switch,
+    /// The kernel of a host of the test's own.
+    Kernel,
+}
+
+/// Each of these is a test for either path.
+macro_rules! cases {
+    ($($module:ident::$case:ident),* $(,)?) => {
+        mod switch {
+            $(#[test] fn $case() { crate::on(crate::Path::Switch, crate::$module::$case); })*
+        }
+        mod kernel {
+            $(#[test] fn $case() { crate::on(crate::Path::Kernel, crate::$module::$case); })*
+        }
+    };
+}
+
+cases![
+    attacks::a_container_with_a_raw_socket_gets_nowhere,
+    basics::a_container_reaches_the_world_and_is_reached,
+    basics::much_data_passes_unharmed_both_ways,
+    basics::udp_ports_are_passed_on,
+    basics::none_is_none_and_options_are_honoured,
+    names::containers_of_one_network_find_each_other_by_name,
+    names::a_running_container_comes_and_goes,
+    names::a_switch_that_is_killed_comes_back_with_its_ports,
+    names::networks_with_ipv6_have_it_everywhere,
+    policy::walls_stand_and_rules_hold,
+    policy::bandwidth_is_limited,
+];
+
+fn on(path: Path, case: fn(Site)) {
+    if let Some(site) = Site::new(path) {
+        case(site);
+    }
+}
+
 /// A daemon on a host of its own, with an internet around it, and the file that says whom the host asks for names.
 struct Site {
     daemon: Daemon,
     world: World,
+    path: Path,
 }
 
 impl Site {
-    fn new() -> Option<Self> {
+    fn new(path: Path) -> Option<Self> {
+        if path == Path::Kernel
+            && let Err(why) = kernel_only::possible()
+        {
+            eprintln!("skipped: {why}");
+            return None;
+        }
         let world = World::enter()?;
         let file = resolv_conf();
-        let daemon = Daemon::with_docker_and(&[("BULKHEAD_RESOLV_CONF", file.as_os_str())])?;
-        Some(Self { daemon, world })
+        let word = if path == Path::Kernel { "kernel" } else { "switch" };
+        let environment =
+            [("BULKHEAD_RESOLV_CONF", file.as_os_str()), ("BULKHEAD_NETWORK_PATH", OsStr::new(word))];
+        let daemon = Daemon::with_docker_and(&environment)?;
+        Some(Self { daemon, world, path })
     }
 
     /// Runs a shell command in a new container and returns what it printed; it must succeed.

@@ -8,17 +8,15 @@ use crate::basics::fetch;
 /// A web server that says who it is.
 const SERVE: &str = "mkdir /www; echo this is $(hostname) > /www/index.html; exec httpd -f -p 80 -h /www";
 /// Asks a name for its page; a server may take a moment to listen.
-const GET: &str =
-    "for n in 1 2 3 4 5 6 7 8 9; do timeout 10 wget -qO- http://$NAME/ && break; sleep 0.3; done";
+pub const GET: &str =
+    "for n in 1 2 3 4 5 6 7 8 9; do timeout 10 wget -qO- http://$NAME/ 2>/dev/null && break; sleep 0.3; done";
 
-fn serve(site: &Site, name: &str, options: &[&str]) {
+pub fn serve(site: &Site, name: &str, options: &[&str]) {
     let fixed = ["run", "-d", "--name", name, "-h", name];
     let _ = site.daemon.ok(&[&fixed[..], options, &["busybox", "sh", "-c", SERVE]].concat());
 }
 
-#[test]
-fn containers_of_one_network_find_each_other_by_name() {
-    let Some(site) = Site::new() else { return };
+pub fn containers_of_one_network_find_each_other_by_name(site: Site) {
     let _ = site.world.resolver(FAR, &[]);
     let _ = site.daemon.ok(&["network", "create", "front"]);
     let _ = site.daemon.ok(&["network", "create", "back"]);
@@ -55,9 +53,7 @@ fn containers_of_one_network_find_each_other_by_name() {
     assert_eq!(site.run(&["--network", "back"], "nslookup middle. | grep -c Address"), "2");
 }
 
-#[test]
-fn a_running_container_comes_and_goes() {
-    let Some(site) = Site::new() else { return };
+pub fn a_running_container_comes_and_goes(site: Site) {
     let _ = site.world.resolver(FAR, &[("far.example", &[FAR])]);
     let _ = site.world.tcp_echo(FAR, 7000);
     for name in ["front", "back", "third", "fourth"] {
@@ -103,9 +99,7 @@ fn a_running_container_comes_and_goes() {
     let _ = site.daemon.ok(&["rm", "-f", "web", "db"]);
 }
 
-#[test]
-fn a_switch_that_is_killed_comes_back_with_its_ports() {
-    let Some(site) = Site::new() else { return };
+pub fn a_switch_that_is_killed_comes_back_with_its_ports(site: Site) {
     let _ = site.world.resolver(FAR, &[]);
     let _ = site.daemon.ok(&["network", "create", "front"]);
     serve(&site, "web", &["--network", "front", "-p", "8080:80"]);
@@ -135,9 +129,7 @@ fn a_switch_that_is_killed_comes_back_with_its_ports() {
     assert!(gone, "the switch stays");
 }
 
-#[test]
-fn networks_with_ipv6_have_it_everywhere() {
-    let Some(site) = Site::new() else { return };
+pub fn networks_with_ipv6_have_it_everywhere(site: Site) {
     let _ = site.world.resolver(FAR, &[]);
     let _ = site.world.tcp_echo(bulkhead_tests::world::FAR6, 7000);
     let _ = site.daemon.ok(&[

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use bulkhead_net::protocol::{self, Ask, Attachment, MAX_DESCRIPTORS, Published, Report, Said, VERSION};
@@ -16,6 +16,7 @@ use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
 
 use super::reach::SwitchDirectory;
 use crate::EngineError;
+use crate::network::kernel::Seat;
 use crate::paths::Paths;
 
 /// How often a switch is looked for that does not answer, before the start of a container fails.
@@ -26,14 +27,19 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(20);
 /// Between two tries once it has failed for a while.
 const LATER: Duration = Duration::from_secs(2);
+/// Between two times that addresses are opened by name: each time a program is run, which a guest must not have done without end.
+const PACE: Duration = Duration::from_millis(50);
 /// How long another network's switch may take to say whether it knows a name.
 const FIND: Duration = Duration::from_millis(500);
 
 /// What a switch gets: everything is kept, so that another one can be given the same.
 pub(super) struct Work {
     pub(super) attachment: Attachment,
-    pub(super) cable: Rc<OwnedFd>,
+    /// None: the container has a seat in a room instead.
+    pub(super) cable: Option<Rc<OwnedFd>>,
     pub(super) ports: Rc<Vec<(Published, OwnedFd)>>,
+    /// Given up by whoever has it when the container leaves, whatever is going on here.
+    pub(super) seat: Weak<Seat>,
 }
 
 /// What a link is asked.
@@ -150,8 +156,12 @@ impl Worker {
                 _ => return Err(io::Error::other("its switch speaks another version of the protocol")),
             }
             let attach = Ask::Attach(Box::new(self.work.attachment.clone()));
-            say(&switch, &attach, &[self.work.cable.as_fd()]).await?;
-            done(&switch).await?;
+            let cable: Vec<_> = self.work.cable.iter().map(|cable| cable.as_fd()).collect();
+            say(&switch, &attach, &cable).await?;
+            let hears = done(&switch).await?;
+            if !hears || self.work.seat.upgrade().is_some_and(|seat| seat.has_name_sockets()) {
+                self.bring_sockets(&switch).await?;
+            }
             for ports in self.work.ports.chunks(MAX_DESCRIPTORS) {
                 let (published, sockets): (Vec<_>, Vec<_>) =
                     ports.iter().map(|(published, socket)| (*published, socket.as_fd())).unzip();
@@ -170,11 +180,29 @@ impl Worker {
         }
     }
 
+    /// Brings a switch that cannot hear yet what comes to the gateway of the room.
+    async fn bring_sockets(&self, switch: &AsyncFd<OwnedFd>) -> io::Result<()> {
+        loop {
+            let sockets = match self.work.seat.upgrade() {
+                Some(seat) => seat.name_sockets()?,
+                None => return Err(io::ErrorKind::NotConnected.into()),
+            };
+            let borrowed: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+            say(switch, &Ask::Names, &borrowed).await?;
+            if done(switch).await? {
+                return Ok(());
+            }
+            // Somebody else has them, and is about to bring them; or had them, and is just being buried.
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
     /// Passes questions on, both ways, until the switch is gone.
     async fn serve(&self, switch: &AsyncFd<OwnedFd>, requests: &mut Requests) {
         let mut waiting: HashMap<u32, oneshot::Sender<Vec<IpAddr>>> = HashMap::new();
         let mut reports = std::collections::VecDeque::new();
         let mut next = 0u32;
+        let mut learned_at = tokio::time::Instant::now();
         let (answers, mut answered) = mpsc::unbounded_channel::<Ask>();
         loop {
             tokio::select! {
@@ -185,6 +213,17 @@ impl Worker {
                             let addresses = ask_others(&peers, &own, &name).await;
                             let _ = answers.send(Ask::Found { id, addresses });
                         });
+                    }
+                    Ok(Said::Learned { id, name, addresses }) => {
+                        tokio::time::sleep_until(learned_at + PACE).await;
+                        learned_at = tokio::time::Instant::now();
+                        // Without it, the container does not hear the answer.
+                        let learned = self.work.seat.upgrade().map(|seat| seat.learn(&name, &addresses));
+                        match learned {
+                            Some(Ok(())) => drop(answers.send(Ask::Learned { id })),
+                            Some(Err(error)) => tracing::warn!(name, %error, "opening the addresses of a name"),
+                            None => {}
+                        }
                     }
                     Ok(Said::Found { id, addresses }) => {
                         if let Some(asker) = waiting.remove(&id) {
@@ -260,9 +299,11 @@ async fn hear(switch: &AsyncFd<OwnedFd>) -> io::Result<Said> {
     heard.map(|(said, _)| said).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
-async fn done(switch: &AsyncFd<OwnedFd>) -> io::Result<()> {
+/// Whether it is done with all that it needs.
+async fn done(switch: &AsyncFd<OwnedFd>) -> io::Result<bool> {
     match hear(switch).await? {
-        Said::Done => Ok(()),
+        Said::Done => Ok(true),
+        Said::Deaf => Ok(false),
         Said::Refused(why) => Err(io::Error::other(why)),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }

@@ -3,30 +3,34 @@
 //! Everything that a switch needs is kept here: a switch that was killed is started again and given the same cables and the same
 //! listening sockets, so that no published port is ever lost.
 
+mod card;
 mod link;
 mod reach;
+mod relay;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use agent::protocol::{Call, Device, Interface, IpNetwork, MacAddress, Route};
 use bulkhead_net::address::Cidr;
 use bulkhead_net::protocol as switch;
 use nix::fcntl::FlockArg;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use tokio::sync::oneshot;
 use vmm::config::{MAX_NETS, RateLimit};
 
+use self::card::{Card, End};
 use self::link::{Link, Peers, Work};
+use self::relay::Relays;
 use super::Supervisor;
 use super::guest::Guest;
 use crate::EngineError;
 use crate::directory::lock_file;
 use crate::machine::NetCard;
 use crate::model::{Container, Endpoint, Network, Place, PortBinding};
+use crate::network::kernel::{self, Path, Seat};
 use crate::network::{addresses, ports::Ports, resolver::Resolver, rules};
 use crate::spec::MAX_NAMESERVERS;
 use crate::verbs::all_networks;
@@ -52,13 +56,6 @@ pub(super) struct Networks {
     peers: Peers,
 }
 
-/// A card of the machine's: its address and the switch's end of its cable.
-#[derive(Clone)]
-struct Card {
-    mac: MacAddress,
-    cable: Rc<OwnedFd>,
-}
-
 /// A network that the container is in.
 struct Joined {
     place: Place,
@@ -67,6 +64,9 @@ struct Joined {
     default: bool,
     #[expect(dead_code, reason = "held for its drop")]
     link: Link,
+    relays: Relays,
+    /// The container's place, if the host's kernel carries the packets.
+    seat: Option<Rc<Seat>>,
 }
 
 impl Networks {
@@ -104,32 +104,39 @@ impl Networks {
         let places = networks.reserve(supervisor, &members, ports.shown)?;
         networks.asks_at =
             places.iter().take(MAX_NAMESERVERS).filter_map(|place| place.gateway.parse().ok()).collect();
+        // A spare card is of the kind that the container has already.
+        let spare = if places.iter().any(|place| place.kernel) { Path::Kernel } else { Path::Switch };
         let mut routed = false;
         for (network, place) in members.iter().zip(places) {
             let default = !network.internal && !routed;
             routed |= default;
-            let card = networks.plug(mac(&place)?, receive, send)?;
+            let card = networks.plug(mac(&place)?, path(&place), receive, send)?;
             networks.interfaces.push(interface(&place, default)?);
             let ready = networks.join(supervisor, network, place, card, default, &all)?;
             networks.ready.borrow_mut().push(ready);
         }
         for index in 0..SPARE.min(MAX_NETS - members.len()) {
-            let mac = spare_mac(&networks.container.id, index);
-            let card = networks.plug(mac, receive, send)?;
+            let mac = Card::spare_mac(&networks.container.id, index);
+            let card = networks.plug(mac, spare, receive, send)?;
             networks.spare.borrow_mut().push(card);
         }
         Ok(networks)
     }
 
     /// Gives the machine a card.
-    fn plug(&mut self, mac: MacAddress, receive: RateLimit, send: RateLimit) -> Result<Card, EngineError> {
-        let (near, far) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-            .map_err(|e| EngineError::io("making a cable")(e.into()))?;
-        self.plugs.push(NetCard { mac: mac.0, mtu: MTU, socket: near, receive, send });
-        Ok(Card { mac, cable: Rc::new(far) })
+    fn plug(
+        &mut self,
+        mac: MacAddress,
+        path: Path,
+        receive: RateLimit,
+        send: RateLimit,
+    ) -> Result<Card, EngineError> {
+        let (card, cable) = Card::make(mac, path)?;
+        self.plugs.push(NetCard { mac: mac.0, mtu: MTU, cable, receive, send });
+        Ok(card)
     }
 
-    /// Begins to connect a card to a network's switch.
+    /// Begins to connect a card to a network's switch; or has the host's kernel connect it, and the switch answer for names.
     fn join(
         &self,
         supervisor: &Supervisor,
@@ -139,13 +146,36 @@ impl Networks {
         default: bool,
         all: &[Network],
     ) -> Result<oneshot::Receiver<Result<(), EngineError>>, EngineError> {
-        let attachment = attachment(&supervisor.container()?, network, &place, all, &self.asks_at)?;
+        let mut attachment = attachment(&supervisor.container()?, network, &place, all, &self.asks_at)?;
         let ports = if default { Rc::clone(&self.ports.borrow()) } else { Rc::default() };
-        let work = Work { attachment, cable: Rc::clone(&card.cable), ports };
         // Whatever was here before is cut first: two links cannot have one address.
-        self.joined.borrow_mut().remove(&network.name);
+        let before = self.joined.borrow_mut().remove(&network.name);
+        drop(before);
+        let (mut relays, mut seat) = (Relays::default(), None);
+        let work = match &card.end {
+            End::Cable(cable) => Work { attachment, cable: Some(Rc::clone(cable)), ports, seat: Weak::new() },
+            End::Tap(tap) => {
+                let action = format!("passing ports on to the network {}", network.name);
+                let named = ports.iter().map(|(port, socket)| kernel::Port::of(*port, socket));
+                let named =
+                    named.collect::<std::io::Result<Vec<_>>>().map_err(EngineError::io(action.clone()))?;
+                let taken = Rc::new(Seat::take(
+                    &supervisor.paths,
+                    &network.id,
+                    attachment.clone(),
+                    Rc::clone(tap),
+                    named,
+                )?);
+                relays = Relays::start(&ports, &taken).map_err(EngineError::io(action))?;
+                attachment.room = Some(taken.key());
+                let weak = Rc::downgrade(&taken);
+                seat = Some(taken);
+                Work { attachment, cable: None, ports: Rc::default(), seat: weak }
+            }
+        };
         let (link, ready) = Link::start(&supervisor.paths, &network.name, &network.id, work, &self.peers)?;
-        self.joined.borrow_mut().insert(network.name.clone(), Joined { place, card, default, link });
+        let joined = Joined { place, card, default, link, relays, seat };
+        self.joined.borrow_mut().insert(network.name.clone(), joined);
         Ok(ready)
     }
 
@@ -164,6 +194,7 @@ impl Networks {
             let wanted = self.container.config.endpoints.get(&network.name).unwrap_or(&nothing);
             let mut place = addresses::place(network, wanted, others.iter(), None)?;
             place.interface = format!("eth{index}");
+            place.kernel = kernel_path(network, &others)? == Path::Kernel;
             places.push(place);
         }
         self.container = supervisor.change(|c| {
@@ -203,8 +234,11 @@ impl Networks {
     }
 
     /// Cuts all links; the ports of the host are free then.
-    pub(super) fn cut(&self) {
-        self.joined.borrow_mut().clear();
+    pub(super) async fn cut(&self) {
+        let all = std::mem::take(&mut *self.joined.borrow_mut());
+        for mut joined in all.into_values() {
+            joined.relays.end().await;
+        }
         *self.ports.borrow_mut() = Rc::default();
     }
 
@@ -227,9 +261,16 @@ impl Networks {
         if self.joined.borrow().contains_key(name) {
             return Ok(());
         }
-        let card = self.spare.borrow().last().cloned().ok_or_else(|| EngineError::Option {
+        let path = kernel_path(network, &others(supervisor)?)?;
+        let card = self.spare.borrow().iter().rev().find(|card| card.path() == path).cloned();
+        let card = card.ok_or_else(|| EngineError::Option {
             option: format!("connecting a running container to the network {name}"),
-            why: "its machine has no network card left, and none can be plugged in while it runs".to_owned(),
+            why: if self.spare.borrow().is_empty() {
+                "its machine has no network card left, and none can be plugged in while it runs".to_owned()
+            } else {
+                "one of the two is connected by the host's kernel and one by a switch: its cards are not of that kind"
+                    .to_owned()
+            },
             next: "disconnect it from another network, or stop it, connect it, and start it again".to_owned(),
         })?;
         if !wanted.mac.is_empty() && wanted.mac.parse() != Ok(card.mac) {
@@ -243,10 +284,11 @@ impl Networks {
             let _alone = lock_file(&supervisor.paths.networks().join(".lock"), FlockArg::LockExclusive)?;
             let mut place = addresses::place(network, wanted, others(supervisor)?.iter(), Some(card.mac))?;
             place.interface = self.free_interface();
+            place.kernel = path == Path::Kernel;
             supervisor.change(|c| drop(c.state.places.insert(name.to_owned(), place.clone())))?;
             place
         };
-        self.spare.borrow_mut().pop();
+        self.spare.borrow_mut().retain(|spare| spare.mac != card.mac);
         let default = !network.internal && !self.joined.borrow().values().any(|joined| joined.default);
         let connected = async {
             let ready = self.join(supervisor, network, place.clone(), card.clone(), default, &all)?;
@@ -294,7 +336,8 @@ impl Networks {
     }
 
     fn leave(&self, supervisor: &Supervisor, name: &str, card: Card) -> Result<(), EngineError> {
-        self.joined.borrow_mut().remove(name);
+        let joined = self.joined.borrow_mut().remove(name);
+        drop(joined);
         self.spare.borrow_mut().push(card);
         supervisor.change(|c| drop(c.state.places.remove(name))).map(drop)
     }
@@ -311,9 +354,16 @@ impl Networks {
         let keys: Vec<String> = self.joined.borrow().keys().cloned().collect();
         let mut reports = BTreeMap::new();
         for key in keys {
-            if let Some(report) = link::report(&self.peers, &key).await {
-                reports.insert(key, report);
+            let Some(mut report) = link::report(&self.peers, &key).await else { continue };
+            let seat = self.joined.borrow().get(&key).and_then(|joined| joined.seat.clone());
+            if let Some(Ok(counted)) = seat.map(|seat| seat.report()) {
+                (report.sent, report.received, report.flows) =
+                    (counted.sent, counted.received, counted.flows);
+                for (reason, count) in counted.refused {
+                    kernel::add_count(&mut report.refused, reason, count);
+                }
             }
+            reports.insert(key, report);
         }
         reports
     }
@@ -347,11 +397,13 @@ fn others(supervisor: &Supervisor) -> Result<Vec<Place>, EngineError> {
     Ok(others.flat_map(|other| other.state.places.into_values()).collect())
 }
 
-/// The hardware address of a spare card: not one that goes with an address, and another in each machine.
-fn spare_mac(id: &str, index: usize) -> MacAddress {
-    let byte =
-        |at: usize| id.get(2 * at..2 * at + 2).and_then(|hex| u8::from_str_radix(hex, 16).ok()).unwrap_or(0);
-    MacAddress([0x06, byte(0), byte(1), byte(2), byte(3), u8::try_from(index).unwrap_or(0)])
+/// Who carries a network's packets: while anybody else is in it, it stays as it is.
+fn kernel_path(network: &Network, others: &[Place]) -> Result<Path, EngineError> {
+    Path::of(network, others.iter().find(|place| place.network == network.id).map(path))
+}
+
+fn path(place: &Place) -> Path {
+    if place.kernel { Path::Kernel } else { Path::Switch }
 }
 
 /// The networks that a container is in; that of its network mode first, which is where its way out is.
@@ -462,6 +514,7 @@ fn attachment(
         resolvers,
         // The supervisor knows of the others, and of those that are yet to come.
         elsewhere: true,
+        room: None,
         asks_at: asks_at.to_vec(),
     })
 }
