@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What networks and files cost: net.py BULKHEAD
 
-iperf3 and fio in containers of Bulkhead, of podman (slirp4netns) and of runc with a bridge, in one run, one after the other. All of it happens in
+iperf3 and fio in containers of Bulkhead (networks as switches and in the host's kernel), of podman (slirp4netns) and of runc with a bridge, in one
+run, one after the other. All of it happens in
 network namespaces of its own: a host, and a world beyond it where the servers are. SECONDS (5) for each figure. Needs root.
 """
 
@@ -79,13 +80,18 @@ class Skipped(Exception):
 
 
 class Bulkhead:
-    def __init__(self, program, image, work):
+    """With networks whose packets a switch carries, or the host's kernel."""
+
+    def __init__(self, program, image, work, path):
         self.program, self.image = program, "oci:" + str(image)
-        self.environment = {**os.environ, "BULKHEAD_ROOT": str(work / "bulkhead")}
+        self.environment = {**os.environ, "BULKHEAD_ROOT": str(work / f"bulkhead-{path}")}
         accelerator = sh(program, "accelerator", env=self.environment).strip()
-        self.name = f"bulkhead ({accelerator})"
+        self.name = f"bulkhead ({accelerator}, {path})"
         self.count = 0
-        self.call("network", "create", "bench")
+        try:
+            self.call("network", "create", "-o", f"bulkhead.path={path}", "bench")
+        except subprocess.CalledProcessError as error:
+            raise Skipped(f"networks with bulkhead.path={path}: {error.stderr.strip()[-160:]}") from error
         self.call("run", "--rm", self.image, "true")
 
     def call(self, *words):
@@ -304,12 +310,13 @@ def table(title, columns):
 
 def measure(program, work):
     image = pathlib.Path(sh(here / "tests/images/debian-bench.sh").strip().splitlines()[-1])
-    engines, notes = [Bulkhead(program, image, work)], []
-    for peer in (Podman, Runc):
+    engines, notes = [], []
+    ours = [lambda path=path: Bulkhead(program, image, work, path) for path in ("switch", "kernel")]
+    for make in [*ours, lambda: Podman(image, work), lambda: Runc(image, work)]:
         try:
-            engines.append(peer(image, work))
+            engines.append(make())
         except Skipped as why:
-            notes.append(f"{peer.name}: skipped: {why}")
+            notes.append(f"skipped: {why}")
     # Servers that all of them speak with.
     servers = [
         subprocess.Popen(in_world("iperf3", "-s"), stdout=subprocess.DEVNULL),
@@ -318,7 +325,8 @@ def measure(program, work):
     try:
         answered(WORLD, ECHO)
         found = {engine.name: networks(engine) for engine in engines}
-        kept = {engine.name: files(engine, work) for engine in engines}
+        # Files know nothing of networks.
+        kept = {engine.name: files(engine, work) for engine in engines if not engine.name.endswith("kernel)")}
     finally:
         for server in servers:
             server.kill()

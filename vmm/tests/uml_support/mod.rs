@@ -247,7 +247,8 @@ fn spawn(control: ControlSocket, uid: Option<u32>) -> Child {
     use std::os::fd::AsRawFd;
     let program = Path::new(env!("CARGO_BIN_EXE_bulkhead-vmm"));
     let mut command = Command::new(program);
-    command.args(["--control-fd", "3"]);
+    // As a supervisor does; and a library path would have the loader look through it, in system calls that are counted.
+    command.env_clear().args(["--control-fd", "3"]);
     if let Some(uid) = uid {
         command.uid(uid).gid(uid);
     }
