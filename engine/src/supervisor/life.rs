@@ -225,7 +225,7 @@ impl Supervisor {
         match run.booted.guest.call(Call::Signal { process: run.init.clone(), signal }).await {
             // It is just ending.
             Err(EngineError::Agent(_)) => Ok(()),
-            Err(EngineError::Guest(failure)) if failure.kind == FailureKind::NotFound => Ok(()),
+            Err(EngineError::Guest(failure)) if failure.kind == FailureKind::NotRunning => Ok(()),
             other => other.map(drop),
         }
     }
