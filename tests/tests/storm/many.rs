@@ -22,8 +22,8 @@ const AT_ONCE: usize = 20;
 /// Prints its lines and waits for its end, which it takes as an occasion to print one more.
 fn script() -> String {
     format!(
-        "n=0; while [ $n -lt {LINES} ]; do echo line $n; n=$((n+1)); done; \
-         trap 'echo end; exit 7' TERM; while :; do sleep 0.05; done"
+        "trap 'echo end; exit 7' TERM; n=0; while [ $n -lt {LINES} ]; do echo line $n; n=$((n+1)); done; \
+         while :; do sleep 0.05; done"
     )
 }
 
@@ -73,8 +73,6 @@ async fn one_life(client: &Stubborn, image: &str, name: &str) {
     client.start(name).await;
     assert_eq!(client.exec(name, &["echo", "within", name]).await, format!("within {name}\r\n"));
     client.printed(name, &format!("line {}", LINES - 1)).await;
-    // The trap is set after the last line: the signal of a stop that comes before is the shell's end.
-    tokio::time::sleep(Duration::from_millis(100)).await;
     client.stop(name).await;
     let state = client.inspect(name).await.unwrap()["State"].clone();
     assert_eq!((&state["Status"], &state["ExitCode"]), (&"exited".into(), &7.into()), "{name}: {state}");
