@@ -17,6 +17,8 @@ pub const MIN_WRITABLE_BYTES: u64 = 64 << 20;
 
 /// Part of the template's name, so that a change of the options below makes a new one.
 const TEMPLATE_VERSION: u32 = 1;
+/// Where programs of administrators are looked for, whatever the caller's environment says.
+pub(crate) const PROGRAMS: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
 /// Bytes copied at a time.
 const COPY: usize = 256 * 1024;
 
@@ -74,7 +76,7 @@ fn make_template(path: &Path, bytes: u64) -> Result<(), EngineError> {
         .args(["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"])
         .args(["-O", "^resize_inode,^metadata_csum_seed,^orphan_file", "-L", "bulkhead"])
         .arg(path)
-        .env("PATH", "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin")
+        .env("PATH", PROGRAMS)
         .stdin(Stdio::null())
         .output();
     match output {

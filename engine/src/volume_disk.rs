@@ -36,7 +36,6 @@ const RESCUE: &str = "lost+found";
 
 /// What the disk's file system is mounted with. Programs and devices in it are the guest's, not the host's.
 const OPTIONS: &str = "loop,nodev,nosuid,noexec,discard";
-const PROGRAMS: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
 
 /// Whether a volume of this size can be had here.
 ///
@@ -147,7 +146,7 @@ fn mount_one(volume: &Path) -> io::Result<()> {
     let output = Command::new("mount")
         .args(["-t", "ext4", "-o", OPTIONS])
         .args([&volume.join(DISK), &data])
-        .env("PATH", PROGRAMS)
+        .env("PATH", disk::PROGRAMS)
         .stdin(Stdio::null())
         .output()?;
     if !output.status.success() {

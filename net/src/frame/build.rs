@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::{ARP, ArpRequest, Echo, ICMP, ICMPV6, IPV4, IPV6, MAX_PACKET, Mac, Packet, TCP, TcpFlags, UDP};
+use super::{ARP, ArpRequest, Echo, ICMP, ICMPV6, MAX_PACKET, Mac, Packet, TCP, TcpFlags, UDP, kind_of};
 
 /// Hop limit of what the switch makes: neighbor discovery asks for 255, and nothing goes further than one hop.
 const HOPS: u8 = 255;
@@ -33,7 +33,7 @@ fn sum(bytes: &[u8]) -> u32 {
 /// Puts an Ethernet header before an IP packet.
 #[must_use]
 pub fn ethernet(to: Mac, from: Mac, packet: &[u8]) -> Vec<u8> {
-    let kind = if packet.first().is_some_and(|first| first >> 4 == 6) { IPV6 } else { IPV4 };
+    let kind = kind_of(packet);
     let mut frame = Vec::with_capacity(14 + packet.len());
     frame.extend_from_slice(&to);
     frame.extend_from_slice(&from);

@@ -41,6 +41,12 @@ pub const ICMPV6: u8 = 58;
 /// The IPv6 fragment header.
 const FRAGMENT: u8 = 44;
 
+/// The kind of frame that carries an IP packet: by the packet's version.
+#[must_use]
+pub fn kind_of(packet: &[u8]) -> u16 {
+    if packet.first().is_some_and(|first| first >> 4 == 6) { IPV6 } else { IPV4 }
+}
+
 /// An Ethernet frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame<'a> {

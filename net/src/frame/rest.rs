@@ -3,7 +3,7 @@
 //! A guest leaves the checksum of TCP and UDP, and the cutting of TCP into segments, to the other end of its cable; between two guests on one
 //! host neither is ever done. What a header asks for must be what the packet behind it is: anything else is dropped.
 
-use super::{ETHERNET_BYTES, Mac, Packet, TCP, UDP, checksum, ethernet};
+use super::{ETHERNET_BYTES, Mac, Packet, TCP, UDP, checksum, ethernet, kind_of};
 use crate::reason::Reason;
 use std::net::IpAddr;
 
@@ -128,7 +128,7 @@ fn place_of_checksum(packet: &Packet<'_>) -> Option<(u16, u16)> {
 #[must_use]
 pub fn unfinished(to: Mac, from: Mac, packet: &[u8], mtu: u16, segment: u16) -> (Rest, Vec<u8>) {
     let mut frame = ethernet(to, from, packet);
-    let kind = if packet.first().is_some_and(|first| first >> 4 == 6) { super::IPV6 } else { super::IPV4 };
+    let kind = kind_of(packet);
     let Ok(read) = Packet::read(kind, packet) else { return (Rest::default(), frame) };
     let Some((start, at)) = place_of_checksum(&read).filter(|_| read.protocol == TCP) else {
         return (Rest::default(), frame);
@@ -164,8 +164,7 @@ fn pseudo_header(packet: &Packet<'_>) -> u16 {
 /// Of the first segment of a connection: takes out how much data its sender wants in a segment, and puts the most in its place that a
 /// packet can hold. `None` if it is no first segment or does not say.
 pub fn exchange_segment_size(packet: &mut [u8]) -> Option<u16> {
-    let kind = if packet.first()? >> 4 == 6 { super::IPV6 } else { super::IPV4 };
-    let read = Packet::read(kind, packet).ok()?;
+    let read = Packet::read(kind_of(packet), packet).ok()?;
     if !read.tcp_flags()?.synchronizes() {
         return None;
     }

@@ -9,7 +9,7 @@ use nix::sys::socket::{
 };
 
 use super::Switch;
-use crate::frame::{Packet, tcp_reset, unreachable};
+use crate::frame::{Packet, kind_of, tcp_reset, unreachable};
 use crate::gateway::FlowKey;
 use crate::gateway::datagrams::{family, refuse_self};
 use crate::gateway::stream::{Stream, Turn};
@@ -83,12 +83,7 @@ impl Switch {
         };
         let Err(error) = result else { return true };
         self.end_stream(id);
-        let kind = if segment.first().is_some_and(|first| first >> 4 == 6) {
-            crate::frame::IPV6
-        } else {
-            crate::frame::IPV4
-        };
-        if let Ok(packet) = Packet::read(kind, &segment) {
+        if let Ok(packet) = Packet::read(kind_of(&segment), &segment) {
             self.tell_failure(member, &packet, &error);
         }
         false

@@ -20,23 +20,10 @@ pub(super) const WAY_OUT: &str = "up";
 /// Most flows of a container that the kernel keeps at a time: as many as a switch, of both kinds.
 const MAX_FLOWS: u32 = 2048;
 const TABLE: &str = "inet room";
-/// What packets are refused for, and counted by.
-const REASONS: [Reason; 13] = [
-    Reason::NoMember,
-    Reason::Internal,
-    Reason::Gateway,
-    Reason::Protocol,
-    Reason::Loopback,
-    Reason::Metadata,
-    Reason::LinkLocal,
-    Reason::Multicast,
-    Reason::Reserved,
-    Reason::Host,
-    Reason::OtherNetwork,
-    Reason::Rule,
-    Reason::Flows,
-];
-/// Those of them that are walls, in the order that they are told in.
+/// What packets are refused for, and counted by, beside [`WALLS`].
+const REASONS: [Reason; 6] =
+    [Reason::NoMember, Reason::Internal, Reason::Gateway, Reason::Protocol, Reason::Rule, Reason::Flows];
+/// Walls, in the order that they are told in.
 const WALLS: [Reason; 7] = [
     Reason::Loopback,
     Reason::Metadata,
@@ -63,7 +50,7 @@ add set {TABLE} asks4 {{ type mark . ipv4_addr; }}
 add set {TABLE} asks6 {{ type mark . ipv6_addr; }}
 "
     );
-    for reason in REASONS {
+    for reason in REASONS.into_iter().chain(WALLS) {
         refusals(&mut script, reason);
     }
     let of_network = policy(&network.egress)?;
